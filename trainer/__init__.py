@@ -1,0 +1,1 @@
+"""The run: recipe, engine, checkpoints, evaluation, report, and the `itm` command."""
