@@ -1,0 +1,65 @@
+"""A framework: towers, heads and the loss terms that train them."""
+
+import torch
+from torch import nn
+
+from model.aahr.head import image_head, text_head
+from model.collectives import gather
+from model.config import LossConfig, ModelConfig
+from model.losses.hinge import hinge_loss
+from model.towers.open_clip import ImageTower, TextTower, build_towers, tower_widths
+
+
+class DualEncoder(nn.Module):
+    """AAHR's two encoders. Images and texts are embedded independently, so both can be indexed."""
+
+    def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
+        """`pretrained=False` skips the recipe's open_clip weights, when others are loaded afterwards."""
+        super().__init__()
+        widths = tower_widths(config.architecture)
+        self.image_tower: ImageTower
+        self.text_tower: TextTower
+        self.image_tower, self.text_tower = build_towers(
+            config.architecture, config.pretrained if pretrained else None
+        )
+        self.image_head = image_head(config, widths.pooled, widths.image_tokens)
+        self.text_head = text_head(config, widths.pooled, widths.text_tokens)
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, side, side, 3) uint8 -> (B, D) float32 of length 1."""
+        embedding: torch.Tensor = self.image_head(self.image_tower(images))
+        return embedding
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(C, T) int64 -> (C, D) float32 of length 1."""
+        embedding: torch.Tensor = self.text_head(self.text_tower(tokens))
+        return embedding
+
+
+class Framework(nn.Module):
+    """The encoders with their losses: what the engine trains."""
+
+    def __init__(self, encoders: DualEncoder, loss: LossConfig, steps_per_epoch: int) -> None:
+        super().__init__()
+        self.encoders = encoders
+        self.loss = loss
+        first = loss.base.all_negatives_steps
+        self.all_negatives_steps = steps_per_epoch if first is None else first
+
+    def forward(
+        self, images: torch.Tensor, text: torch.Tensor, image_ids: torch.Tensor, step: int
+    ) -> dict[str, torch.Tensor]:
+        """This rank's pairs -> named scalar losses, `loss` the weighted sum.
+
+        (b, side, side, 3) uint8, (b, T) int64, (b,) int64; `step` counts applied optimiser steps. The mean
+        of each value over the ranks is its value over the global batch.
+        """
+        image, caption = self.encoders.encode_image(images), self.encoders.encode_text(text)
+        both = gather(torch.cat([image, caption], dim=1))
+        all_images, all_captions = both.chunk(2, dim=1)
+        same_image = image_ids.unsqueeze(1) == gather(image_ids).unsqueeze(0)
+        config, hardest = self.loss.base, step >= self.all_negatives_steps
+        base = hinge_loss(image, caption, all_captions, same_image, config.margin, hardest) + hinge_loss(
+            caption, image, all_images, same_image, config.margin, hardest
+        )
+        return {"loss": config.weight * base, "base": base.detach()}

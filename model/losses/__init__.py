@@ -1,0 +1,1 @@
+"""Loss terms: plain tensors in, a scalar out."""

@@ -1,0 +1,1 @@
+"""Backbones that turn pixels or token ids into a global feature and local tokens."""

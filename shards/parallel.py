@@ -1,0 +1,49 @@
+"""An ordered map over processes with a bounded number of items under way, so that memory stays flat."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import get_context
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+CHUNK = 16
+"""Items sent to a worker at once: enough to make the cost of a message small beside decoding an image."""
+
+
+def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk
+
+
+def _map_chunk(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+    return [function(item) for item in items]
+
+
+def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result]:
+    """Yield `function(item)` for every item, in order, computed by `processes` worker processes.
+
+    With one process nothing is spawned; with more, `function` and the items must be picklable. At most
+    four chunks a worker are under way, so an endless iterable is fine.
+    """
+    if processes <= 1:
+        yield from map(function, items)
+        return
+    chunks = _chunks(items)
+    # spawn: the caller may hold threads or a loaded torch, neither of which survives a fork unharmed
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        pending: deque[Future[list[Result]]] = deque()
+        try:
+            while True:
+                for chunk in islice(chunks, 4 * processes - len(pending)):
+                    pending.append(pool.submit(_map_chunk, function, chunk))
+                if not pending:
+                    return
+                yield from pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

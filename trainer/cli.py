@@ -1,0 +1,37 @@
+"""The `itm` command: its subcommands, and how a user's mistake becomes one line.
+
+Nothing heavy is imported here; a command imports what it needs when it runs, so help is instant.
+"""
+
+import sys
+
+import typer
+
+from model.errors import ModelError
+from shards.cli import app as shards_app
+from shards.errors import DataError
+from trainer.errors import RunError
+
+commands = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train, fine-tune and evaluate image-text matching models (AAHR, AMSPS).",
+)
+commands.add_typer(shards_app, name="shards")
+
+
+def app() -> None:
+    """Run the command line; a user's mistake prints one line on standard error and exits with 1."""
+    try:
+        commands()
+    except (DataError, ModelError, RunError) as error:
+        typer.echo(f"itm: error: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("itm: interrupted", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    app()

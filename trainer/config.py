@@ -1,0 +1,97 @@
+"""The recipe: every setting of a run, typed. Defaults live here and in the model's own settings."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from model.config import LossConfig, ModelConfig
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class RunConfig(_Config):
+    """Where the run lives and what it starts from."""
+
+    dir: str = Field("", description="folder of the run; a second call with the same folder resumes it")
+    seed: int = Field(0, ge=0, description="decides weights, the order of samples and every augmentation")
+    init_from: str | None = Field(None, description="a run or checkpoint of ours whose weights to start from")
+
+
+class DataConfig(_Config):
+    """Folders of shards, as `itm shards` writes them."""
+
+    train: str = Field("", description="folder of the training split")
+    val: str | None = Field(None, description="folder of the split on which the best checkpoint is chosen")
+    captions: Literal["one", "first"] = Field("one", description="one drawn a visit, or always the first")
+    min_crop_scale: float = Field(0.9, gt=0, le=1, description="smallest share of the area a crop keeps")
+    workers: int = Field(0, ge=0, description="loader processes a rank; 0 loads in the training process")
+    global_batch_size: int = Field(128, ge=2, description="pairs a step, over all processes")
+
+
+class OptimizerConfig(_Config):
+    """AdamW (Loshchilov and Hutter, ICLR 2019)."""
+
+    lr: float = Field(5e-4, gt=0)
+    weight_decay: float = Field(1e-4, ge=0, description="not applied to norms, biases and other vectors")
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.98]
+    eps: float = Field(1e-8, gt=0)
+    tower_lr_scale: float = Field(1.0, ge=0, description="learning rate of the towers, relative to the heads'")
+    gradient_clipping: float = Field(2.0, ge=0, description="largest gradient norm; 0 clips nothing")
+
+
+class ScheduleConfig(_Config):
+    """Linear warm-up, then a cosine down to `final_lr_scale` of the learning rate."""
+
+    epochs: float = Field(10.0, gt=0)
+    warmup_steps: int = Field(100, ge=0)
+    final_lr_scale: float = Field(0.0, ge=0, le=1)
+
+
+class EngineConfig(_Config):
+    """How DeepSpeed runs it."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the towers' and heads' arithmetic; weights, optimiser and losses stay float32"
+    )
+
+
+class LogConfig(_Config):
+    every_steps: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
+    tensorboard: bool = True
+
+
+class EvaluationConfig(_Config):
+    every_epochs: float = Field(1.0, gt=0, description="epochs between two evaluations on val")
+    batch_size: int = Field(128, ge=1, description="images embedded at once, a process")
+
+
+class CheckpointConfig(_Config):
+    every_epochs: float = Field(1.0, gt=0, description="epochs between two checkpoints")
+    keep_last: int = Field(2, ge=1, description="newest checkpoints kept, beside the best on val")
+
+
+class Recipe(_Config):
+    """A whole run."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    engine: EngineConfig = EngineConfig()
+    log: LogConfig = LogConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _groups_fill_the_batch(self) -> Self:
+        if self.data.global_batch_size % self.model.norm_group:
+            raise ValueError(
+                f"model.norm_group: {self.model.norm_group} does not divide data.global_batch_size "
+                f"{self.data.global_batch_size}"
+            )
+        return self

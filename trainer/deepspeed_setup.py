@@ -1,0 +1,43 @@
+"""DeepSpeed's settings for a recipe, and what must be set before it is used."""
+
+import logging
+import os
+from typing import Any
+
+from trainer.config import Recipe
+
+
+def prepare_deepspeed(backend: str) -> None:
+    """Import DeepSpeed quietly and have it join the process group that exists."""
+    if backend == "gloo":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # else the first collective compiles a shared-memory operator that serves no purpose here
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def deepspeed_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
+    """The configuration that `deepspeed.initialize` takes.
+
+    Parameters stay float32; bfloat16 is an autocast around the forward pass, so that the optimiser, the
+    gradients and the running statistics lose nothing.
+    """
+    return {
+        "train_batch_size": recipe.data.global_batch_size,
+        "train_micro_batch_size_per_gpu": recipe.data.global_batch_size // world_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": recipe.optimizer.gradient_clipping,
+        "steps_per_print": 10**9,
+        # the optimiser is torch's own: DeepSpeed's would be compiled first
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {
+            "stage": recipe.engine.zero_stage,
+            # nothing is kept whole at stage 3, so that every parameter's own part is the truth about it
+            "stage3_param_persistence_threshold": 0,
+        },
+    }

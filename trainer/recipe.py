@@ -1,0 +1,142 @@
+"""YAML -> a `Recipe`: inheritance, overrides on the command line, and errors that name the key."""
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from trainer.config import Recipe
+from trainer.errors import RunError
+
+Tree = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with `1e-4` read as a number, as everyone means it, and with a key given twice refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe, the recipes it extends, and `key=value` overrides with dotted keys.
+
+    Raises `RunError`, naming the key, the value and the nearest valid key.
+    """
+    tree = _read(path, ())
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RunError(f"{path}: {_explain(error)}") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, which `load_recipe` reads back to an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(), sort_keys=False)
+
+
+def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    """Nested settings -> {"optimizer.lr": 0.0005, ...}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _read(path: Path, children: tuple[Path, ...]) -> Tree:
+    if path in children:
+        raise RunError(f"{children[-1]}: extends {path}, which extends it in turn")
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        whose = f" (extended by {children[-1]})" if children else ""
+        raise RunError(f"{path}: no such recipe{whose}; the shipped ones are in configs/") from None
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: not a recipe: {error}") from None
+    except yaml.YAMLError as error:
+        raise RunError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise RunError(f"{path}: a recipe is a mapping of sections, found {type(tree).__name__}")
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise RunError(f"{path}: extends={base!r}: give one file name, relative to this file")
+    return _merge(_read((path.parent / base), (*children, path)), tree)
+
+
+def _merge(base: Tree, over: Tree) -> Tree:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _override(tree: Tree, text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise RunError(f"override {text!r}: write key=value, such as optimizer.lr=1e-4")
+    *sections, name = key.split(".")
+    for section in sections:
+        below = tree.setdefault(section, {})
+        if not isinstance(below, dict):
+            raise RunError(f"override {text!r}: {section} is a value, not a section")
+        tree = below
+    try:
+        tree[name] = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise RunError(f"override {text!r}: the value is not valid YAML: {error}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{key}={first['input']!r}: no such key{_nearest(key)}{more}"
+    if first["type"] == "value_error":
+        inner = str(first["ctx"]["error"])
+        return f"{key}.{inner}{more}" if key else f"{inner}{more}"
+    message = first["msg"].removeprefix("Input should be ")
+    return f"{key}={first['input']!r}: should be {message}{more}"
+
+
+def _nearest(key: str) -> str:
+    keys = recipe_keys()
+    same_name = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = (
+        difflib.get_close_matches(key, keys, 1, 0.6) or same_name[:1] or difflib.get_close_matches(key, keys, 1, 0)
+    )
+    return f"; nearest: {near[0]}"
+
+
+def recipe_keys(config: type[BaseModel] = Recipe, prefix: str = "") -> dict[str, str]:
+    """Every valid dotted key with its description."""
+    keys: dict[str, str] = {}
+    for name, field in config.model_fields.items():
+        kind = field.annotation
+        kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+        nested = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        keys |= (
+            recipe_keys(nested[0], f"{prefix}{name}.") if nested else {f"{prefix}{name}": field.description or ""}
+        )
+    return keys
