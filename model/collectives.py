@@ -26,13 +26,13 @@ class _Gather(torch.autograd.Function):
     def backward(_ctx: Any, *grad_outputs: torch.Tensor) -> torch.Tensor:
         (grad,) = grad_outputs
         own = torch.empty_like(grad[: grad.shape[0] // world_size()])
-        dist.reduce_scatter_tensor(own, grad.contiguous())
+        dist.reduce_scatter_single(own, grad.contiguous())
         return own
 
 
 def _all_gather(rows: torch.Tensor) -> torch.Tensor:
     everyone = torch.empty((rows.shape[0] * world_size(), *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
-    dist.all_gather_into_tensor(everyone, rows.contiguous())
+    dist.all_gather_single(everyone, rows.contiguous())
     return everyone
 
 

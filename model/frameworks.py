@@ -39,10 +39,14 @@ class DualEncoder(nn.Module):
 class Framework(nn.Module):
     """The encoders with their losses: what the engine trains."""
 
-    def __init__(self, encoders: DualEncoder, loss: LossConfig, steps_per_epoch: int) -> None:
+    def __init__(
+        self, encoders: DualEncoder, loss: LossConfig, steps_per_epoch: int, autocast: torch.dtype | None = None
+    ) -> None:
+        """`autocast` is the arithmetic of the encoders, None for that of their weights; losses are float32."""
         super().__init__()
         self.encoders = encoders
         self.loss = loss
+        self.autocast = autocast
         first = loss.base.all_negatives_steps
         self.all_negatives_steps = steps_per_epoch if first is None else first
 
@@ -54,7 +58,9 @@ class Framework(nn.Module):
         (b, side, side, 3) uint8, (b, T) int64, (b,) int64; `step` counts applied optimiser steps. The mean
         of each value over the ranks is its value over the global batch.
         """
-        image, caption = self.encoders.encode_image(images), self.encoders.encode_text(text)
+        # here and not around the engine, which switches off an autocast that it did not start
+        with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
+            image, caption = self.encoders.encode_image(images), self.encoders.encode_text(text)
         both = gather(torch.cat([image, caption], dim=1))
         all_images, all_captions = both.chunk(2, dim=1)
         same_image = image_ids.unsqueeze(1) == gather(image_ids).unsqueeze(0)

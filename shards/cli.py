@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from shards.convert import SplitReport
     from shards.sources.record import Record
@@ -70,12 +70,12 @@ def karpathy(
     source = read_karpathy(annotations, images)
     _show_skipped(source.skipped)
     counts = {split: len(records) for split, records in source.splits.items()}
-    _write(source.dataset, dict(source.splits), counts, out, samples_per_shard, processes, overwrite, dry_run)
+    _write(source.dataset, source.splits, counts, out, samples_per_shard, processes, overwrite, dry_run)
 
 
 def _write(
     dataset: str,
-    splits: "dict[str, Iterable[Record]]",
+    splits: "Mapping[str, Iterable[Record]]",
     counts: dict[str, int],
     out: Path,
     samples_per_shard: int,
@@ -89,7 +89,7 @@ def _write(
     if dry_run:
         for split, count in counts.items():
             shards = -(-count // samples_per_shard)
-            typer.echo(f"would write {out / split}: {count:,} samples in {shards:,} shards")
+            typer.echo(f"would write {out / split}: {count:,} samples in {_shards(shards)}")
         return
     with Staging(out, overwrite) as staging:
         for split in splits:
@@ -114,10 +114,12 @@ def _write(
 
 def _summary(path: Path, report: "SplitReport") -> str:
     skipped = f", {len(report.skipped):,} skipped (see skipped.jsonl)" if report.skipped else ""
-    return (
-        f"{path}: {report.samples:,} images, {report.captions:,} captions, {report.shards:,} shards, "
-        f"{report.bytes / 1e6:,.1f} MB{skipped}"
-    )
+    counts = f"{report.samples:,} images, {report.captions:,} captions, {_shards(report.shards)}"
+    return f"{path}: {counts}, {report.bytes / 1e6:,.1f} MB{skipped}"
+
+
+def _shards(count: int) -> str:
+    return f"{count:,} shard{'s' * (count != 1)}"
 
 
 def _show_skipped(skipped: list[tuple[str, str]]) -> None:

@@ -7,6 +7,7 @@ number does not change what is read.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch.utils.data import DataLoader
 
@@ -101,11 +102,16 @@ def _wrap(state: Position, global_batch_size: int, num_samples: int) -> None:
 def evaluation_batches(dataset: ShardDataset, batch_size: int, rank: Rank, workers: int = 0) -> Iterator[Batch]:
     """Every sample once with all of its captions, in the manifest's order, dealt to the ranks in blocks.
 
-    The ranks' parts differ by at most one sample; `Batch.samples` says which samples a batch holds.
+    All ranks get the same number of batches, of at most `batch_size` (2 or more) samples each, so that they
+    can run collectives batch by batch. Raises `DataError` when there are fewer samples than ranks.
     """
-    total = dataset.manifest.num_samples
-    start, end = (total * place // rank.world_size for place in (rank.rank, rank.rank + 1))
-    requests = [
-        Request(None, first, batch_size, 0, min(batch_size, end - first)) for first in range(start, end, batch_size)
-    ]
+    total, world_size = dataset.manifest.num_samples, rank.world_size
+    if total < world_size:
+        raise DataError(f"{dataset.manifest.root}: {total} samples for {world_size} processes; start fewer")
+    assert batch_size >= 2, "with batches of one sample, ranks could not have equally many"
+    start, end = (total * place // world_size for place in (rank.rank, rank.rank + 1))
+    longest = -(-total // world_size)
+    batches = -(-longest // batch_size)
+    edges = [start + (end - start) * place // batches for place in range(batches + 1)]
+    requests = [Request(None, a, b - a, 0, b - a) for a, b in pairwise(edges)]
     return _serve(dataset, requests, workers, False)

@@ -1,4 +1,4 @@
-"""A progress bar with rate and time left, shown for work that takes a while."""
+"""A progress bar with rate and time left, shown on a terminal for work that takes a while."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +25,7 @@ class _Rate(ProgressColumn):
 def progress_bar(title: str, total: int | None) -> Iterator[Callable[[], None]]:
     """Show a bar on standard error while the block runs; yields the function that advances it by one."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=total)
         yield lambda: progress.advance(task)

@@ -10,6 +10,7 @@ import typer
 from model.errors import ModelError
 from shards.cli import app as shards_app
 from shards.errors import DataError
+from trainer import commands as run_commands
 from trainer.errors import RunError
 
 commands = typer.Typer(
@@ -19,6 +20,7 @@ commands = typer.Typer(
     help="Train, fine-tune and evaluate image-text matching models (AAHR, AMSPS).",
 )
 commands.add_typer(shards_app, name="shards")
+commands.command()(run_commands.train)
 
 
 def app() -> None:

@@ -64,8 +64,10 @@ class LogConfig(_Config):
 
 
 class EvaluationConfig(_Config):
-    every_epochs: float = Field(1.0, gt=0, description="epochs between two evaluations on val")
-    batch_size: int = Field(128, ge=1, description="images embedded at once, a process")
+    every_epochs: float = Field(
+        1.0, gt=0, description="epochs between two evaluations on val; each also writes a checkpoint"
+    )
+    batch_size: int = Field(128, ge=2, description="images embedded at once, a process")
 
 
 class CheckpointConfig(_Config):

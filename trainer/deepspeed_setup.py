@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from typing import Any
 
 from trainer.config import Recipe
@@ -12,6 +13,8 @@ def prepare_deepspeed(backend: str) -> None:
     if backend == "gloo":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    # DeepSpeed calls collectives by names that torch is about to retire
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

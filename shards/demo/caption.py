@@ -47,15 +47,11 @@ def _full(scene: Scene, rng: Rng) -> str:
     if len(things) == 1:
         thing = things[0]
         opening = pick(rng, ("", "there is ", "the picture shows "))
-        return words.sentence(
-            f"{opening}{noun(thing, True)} {words.place(thing, rng)} on {_ground(scene, rng)}"
-        )
+        return words.sentence(f"{opening}{noun(thing, True)} {words.place(thing, rng)} on {_ground(scene, rng)}")
     if len(things) == 2:
         return words.sentence(words.enumeration([f"{noun(t, True)} {words.place(t, rng)}" for t in things]))
     if rng.random() < 0.5:
-        return words.sentence(
-            f"{words.enumeration([noun(t, True) for t in things])} on {_ground(scene, rng)}"
-        )
+        return words.sentence(f"{words.enumeration([noun(t, True) for t in things])} on {_ground(scene, rng)}")
     return words.sentence(words.enumeration([f"{noun(t, False)} {words.short_place(t)}" for t in things]))
 
 
@@ -84,8 +80,7 @@ def _relational(scene: Scene, rng: Rng) -> str:
     c = others[1]
     first, second, third = (words.name(thing, rng) for thing in (a, b, c))
     forms = [
-        f"the {first} is {words.short_related(a, b)} the {second} "
-        f"and {words.short_related(a, c)} the {third}",
+        f"the {first} is {words.short_related(a, b)} the {second} and {words.short_related(a, c)} the {third}",
         f"the {first} is {words.related(a, b, rng)} the {second}, and the {third} is {words.place(c, rng)}",
     ]
     for axis, opening in enumerate(("from top to bottom", "from left to right")):

@@ -127,9 +127,7 @@ def _mask(box: tuple[int, int], rim: Points, hole: Points | None) -> Image.Image
     return mask
 
 
-def _pattern(
-    thing: Thing, fill: Rgb, box: tuple[int, int], size: int, rng: np.random.Generator
-) -> Image.Image:
+def _pattern(thing: Thing, fill: Rgb, box: tuple[int, int], size: int, rng: np.random.Generator) -> Image.Image:
     tile = Image.new("RGB", box, fill)
     if thing.texture == "plain":
         return tile

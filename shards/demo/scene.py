@@ -62,9 +62,7 @@ def _apart(cells: list[Cell]) -> bool:
 
 def arrangement(scene: Scene) -> str:
     """The things and their places as one line of text, without the background; equal for equal things."""
-    return "; ".join(
-        f"{t.size} {t.texture} {t.colour} {t.shape} at {t.cell[0]},{t.cell[1]}" for t in scene.things
-    )
+    return "; ".join(f"{t.size} {t.texture} {t.colour} {t.shape} at {t.cell[0]},{t.cell[1]}" for t in scene.things)
 
 
 def description(scene: Scene) -> str:

@@ -41,10 +41,7 @@ def test_no_caption_names_a_colour_that_the_scene_lacks(scenes: list[Scene]) -> 
     for scene in scenes:
         present = {thing.colour for thing in scene.things}
         told = [
-            names[word]
-            for text in captions(scene)
-            for word in re.findall("[a-z]+", text.lower())
-            if word in names
+            names[word] for text in captions(scene) for word in re.findall("[a-z]+", text.lower()) if word in names
         ]
         assert set(told) == present
 

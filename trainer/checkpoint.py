@@ -1,0 +1,197 @@
+"""Checkpoints: one directory each, committed by one rename, that load at any world size and ZeRO stage.
+
+    checkpoints/step-00000460/weights.safetensors     parameters and buffers, float32, by name
+                              optimizer.safetensors   AdamW's moments, `NAME/exp_avg` and `NAME/exp_avg_sq`
+                              state.json              step, loader position, recalls on val, versions
+                              recipe.yaml             the resolved recipe
+
+Nothing in it is pickled, so loading one executes no code.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from shards.loader import Position
+from trainer.config import Recipe
+from trainer.errors import RunError
+from trainer.partitions import MOMENTS, named_parameters, set_moments, whole_moment, whole_weight
+from trainer.recipe import dump_recipe, load_recipe
+
+FORMAT_VERSION = 1
+STATE, WEIGHTS, OPTIMIZER, RECIPE = "state.json", "weights.safetensors", "optimizer.safetensors", "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `state.json` says of one checkpoint."""
+
+    path: Path
+    step: int
+    position: Position
+    val: dict[str, Any] | None
+
+    @property
+    def recipe(self) -> Recipe:
+        return load_recipe(self.path / RECIPE)
+
+
+def save_checkpoint(
+    folder: Path, engine: Any, recipe: Recipe, step: int, position: Position, val: dict[str, Any] | None
+) -> None:
+    """Write `folder`/step-N. All ranks call it together; rank 0 writes."""
+    main = engine.global_rank == 0
+    weights: dict[str, torch.Tensor] = {}
+    moments: dict[str, torch.Tensor] = {}
+    for name, parameter in named_parameters(engine):
+        weight = whole_weight(engine, parameter)
+        if main:
+            weights[name] = weight.cpu().contiguous()
+        for moment in MOMENTS if parameter.requires_grad else ():
+            whole = whole_moment(engine, parameter, moment)
+            if main:
+                moments[f"{name}/{moment}"] = whole.cpu()
+    if main:
+        persistent = engine.module.state_dict()
+        weights |= {name: b.cpu() for name, b in engine.module.named_buffers() if name in persistent}
+        state = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "loader": {"epoch": position.epoch, "position": position.position},
+            "val": val,
+            "versions": {name: version(name) for name in ("itm-scale", "torch", "deepspeed", "open_clip_torch")},
+        }
+        _commit(folder / f"step-{step:08d}", weights, moments, state, recipe)
+    torch.distributed.barrier()
+
+
+def _commit(
+    path: Path,
+    weights: dict[str, torch.Tensor],
+    moments: dict[str, torch.Tensor],
+    state: dict[str, Any],
+    recipe: Recipe,
+) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        save_file(weights, partial / WEIGHTS)
+        save_file(moments, partial / OPTIMIZER)
+        (partial / RECIPE).write_text(dump_recipe(recipe))
+        (partial / STATE).write_text(json.dumps(state, indent=2) + "\n")
+        for file in partial.iterdir():
+            file.chmod((partial / STATE).stat().st_mode)  # safetensors makes its files private
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        if path.exists():  # the same step, written again by a run that resumed before it
+            shutil.rmtree(path)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def list_checkpoints(folder: Path) -> list[Checkpoint]:
+    """All whole checkpoints in a run's `checkpoints/`, oldest first."""
+    return [read_checkpoint(path) for path in sorted(folder.glob("step-*")) if (path / STATE).is_file()]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read one checkpoint's state. Raises `RunError` when it is damaged or of another version."""
+    try:
+        state = json.loads((path / STATE).read_text())
+        if state["format_version"] != FORMAT_VERSION:
+            raise RunError(
+                f"{path}: checkpoint format {state['format_version']}, this program reads {FORMAT_VERSION}"
+            )
+        return Checkpoint(path, state["step"], Position(**state["loader"]), state["val"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path / STATE}: not a checkpoint's state ({error!r})") from None
+
+
+def best_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint:
+    """The one with the largest rSum on val; the newest where none was evaluated."""
+    evaluated = [c for c in checkpoints if c.val]
+    return max(evaluated, key=lambda c: float((c.val or {})["rsum"])) if evaluated else checkpoints[-1]
+
+
+def find_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint given by its own folder, or the best one of a run's folder.
+
+    Raises `RunError` when there is none.
+    """
+    if (path / STATE).is_file():
+        return read_checkpoint(path)
+    if not path.exists():
+        raise RunError(f"{path}: no such run or checkpoint")
+    checkpoints = list_checkpoints(path / "checkpoints")
+    if not checkpoints:
+        raise RunError(f"{path}: holds no checkpoint; give a run's folder or one of its checkpoints/step-*")
+    return best_checkpoint(checkpoints)
+
+
+def prune(folder: Path, keep_last: int) -> None:
+    """Remove all checkpoints but the newest `keep_last` and the best."""
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints:
+        return
+    best = best_checkpoint(checkpoints)
+    for checkpoint in checkpoints[:-keep_last]:
+        if checkpoint.path != best.path:
+            # renamed first: a half-removed folder must not look like a checkpoint
+            doomed = checkpoint.path.with_name(f".{checkpoint.path.name}.removed")
+            checkpoint.path.rename(doomed)
+            shutil.rmtree(doomed)
+
+
+def load_weights(module: torch.nn.Module, checkpoint: Checkpoint, prefix: str = "") -> list[str]:
+    """Copy the weights whose names start with `prefix` into a module that is not yet in an engine.
+
+    Returns the names that have no counterpart, on either side. Raises `RunError` for a file that cannot be
+    read, when nothing matches, and when a weight has another shape: the checkpoint is of another model.
+    """
+    own = module.state_dict()
+    theirs = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in _load(checkpoint.path / WEIGHTS).items()
+        if name.startswith(prefix)
+    }
+    other = [name for name in own.keys() & theirs.keys() if own[name].shape != theirs[name].shape]
+    if other:
+        name = min(other)
+        raise RunError(
+            f"{checkpoint.path}: a checkpoint of another model: {name} is {list(theirs[name].shape)} there and "
+            f"{list(own[name].shape)} here ({len(other)} such); use the model section of its recipe.yaml"
+        )
+    if not own.keys() & theirs.keys():
+        raise RunError(f"{checkpoint.path}: a checkpoint of another model: no weight has a name that is known here")
+    module.load_state_dict(theirs, strict=False)
+    return sorted(own.keys() ^ theirs.keys())
+
+
+def load_optimizer(engine: Any, checkpoint: Checkpoint) -> None:
+    """Fill a new engine's optimiser state. All ranks call it together."""
+    saved = _load(checkpoint.path / OPTIMIZER)
+    moments: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in saved.items():
+        name, _, moment = key.rpartition("/")
+        moments.setdefault(name, {})[moment] = tensor
+    wanted = {name for name, parameter in named_parameters(engine) if parameter.requires_grad}
+    if missing := wanted - moments.keys():
+        raise RunError(f"{checkpoint.path / OPTIMIZER}: holds no state of {min(missing)} ({len(missing)} such)")
+    set_moments(engine, moments, checkpoint.step)
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); remove this checkpoint to use an older one") from None

@@ -1,0 +1,83 @@
+"""One pass over a split: embeddings of all images and captions, computed by all ranks together."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+
+from model.frameworks import DualEncoder
+from shards.dataset import ShardDataset
+from shards.loader import Rank, evaluation_batches
+from trainer.distributed import World
+
+
+@dataclass
+class Embeddings:
+    """A whole split, in the manifest's order. N images, C captions."""
+
+    images: torch.Tensor
+    """(N, D) float32 of length 1."""
+    texts: torch.Tensor
+    """(C, D) float32 of length 1."""
+    caption_image: torch.Tensor
+    """(C,) int64: the image that each caption describes."""
+    captions: list[str] = field(default_factory=list)
+    """This rank's captions as text: all of them where there is one process."""
+
+
+def autocast(device: torch.device, precision: str) -> "torch.autocast | nullcontext[None]":
+    """The arithmetic that the recipe asks for."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+@torch.no_grad()
+def embed_split(
+    encoders: DualEncoder,
+    dataset: ShardDataset,
+    world: World,
+    device: torch.device,
+    *,
+    batch_size: int,
+    precision: str,
+    workers: int = 0,
+    on_batch: Callable[[int], None] = lambda _images: None,
+) -> Embeddings:
+    """Embed every image and every caption of the split once; every rank returns the whole.
+
+    `on_batch` is called with the number of images that this rank has just embedded. The encoders are put
+    into evaluation mode and left in it.
+    """
+    encoders.eval()
+    images, texts, owner, captions = [], [], [], []
+    batches = evaluation_batches(dataset, batch_size, Rank(world.rank, world.size), workers)
+    for batch in batches:
+        with autocast(device, precision):
+            images.append(encoders.encode_image(batch.images.to(device)))
+            texts.append(encoders.encode_text(batch.text.to(device)))
+        owner.append(batch.samples[batch.caption_image].to(device))
+        captions.extend(batch.captions)
+        on_batch(len(batch.images))
+    return Embeddings(
+        _concatenate(torch.cat(images), world),
+        _concatenate(torch.cat(texts), world),
+        _concatenate(torch.cat(owner), world),
+        captions,
+    )
+
+
+def _concatenate(rows: torch.Tensor, world: World) -> torch.Tensor:
+    """(n_r, ...) on rank r -> (sum of n_r, ...) in rank order on every rank."""
+    if world.size == 1:
+        return rows
+    counts = torch.zeros(world.size, dtype=torch.int64, device=rows.device)
+    counts[world.rank] = len(rows)
+    dist.all_reduce(counts)
+    longest = int(counts.max())
+    padded = rows.new_zeros((longest, *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    everyone = rows.new_empty((world.size * longest, *rows.shape[1:]))
+    dist.all_gather_single(everyone, padded)
+    parts = everyone.view(world.size, longest, *rows.shape[1:])
+    return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])

@@ -1,0 +1,58 @@
+"""The DeepSpeed engine around a framework, and the seeds that make a run a function of its recipe."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from model.config import ModelConfig
+from model.frameworks import DualEncoder, Framework
+from trainer.config import Recipe
+from trainer.deepspeed_setup import deepspeed_config
+from trainer.distributed import World
+from trainer.parameter_groups import parameter_groups
+
+_INIT = 0x1717  # apart from the seeds of steps
+
+
+def build_encoders(config: ModelConfig, seed: int, pretrained: bool = True) -> DualEncoder:
+    """The encoders with weights that depend on the seed alone, the same on every rank."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + _INIT)
+        return DualEncoder(config, pretrained)
+
+
+def build_framework(encoders: DualEncoder, recipe: Recipe, steps_per_epoch: int) -> Framework:
+    autocast = torch.bfloat16 if recipe.engine.precision == "bfloat16" else None
+    return Framework(encoders, recipe.loss, steps_per_epoch, autocast)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Key dropout by (seed, step, rank): a resumed run draws what an uninterrupted one would have."""
+    torch.manual_seed((seed * 1_000_003 + step) * 65_536 + rank)
+
+
+def initialize(framework: Framework, recipe: Recipe, world: World, device: torch.device) -> Any:
+    """Wrap the framework in a DeepSpeed engine with AdamW; weights must be loaded before."""
+    import deepspeed
+    from deepspeed.utils import set_z3_leaf_modules
+
+    framework.to(device)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(framework.named_parameters(), recipe.optimizer),
+        betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
+        eps=recipe.optimizer.eps,
+    )
+    if recipe.engine.zero_stage == 3:
+        # attention reads its projection's weight without calling it, past the hook that would gather it
+        set_z3_leaf_modules(framework, [nn.MultiheadAttention, nn.TransformerEncoderLayer])
+    engine, *_ = deepspeed.initialize(
+        model=framework, optimizer=optimizer, config=deepspeed_config(recipe, world.size)
+    )
+    return engine
+
+
+def set_learning_rate(engine: Any, lr: float) -> None:
+    """Set the rate of every group to `lr` times its own scale."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]

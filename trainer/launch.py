@@ -1,0 +1,57 @@
+"""Starts the processes of a run on this machine, and ends them together."""
+
+import os
+import sys
+from multiprocessing.queues import SimpleQueue
+from typing import Any
+
+from model.errors import ModelError
+from shards.errors import DataError
+from trainer.distributed import World, free_port
+from trainer.errors import RunError
+from trainer.plan import Plan
+
+
+def launch(plan: Plan) -> None:
+    """Train with `plan.processes` processes on this machine: in this one, or in as many new ones.
+
+    The first user's error of any process is raised here; the others are ended with it. Should this process
+    be killed, the system ends them.
+    """
+    from trainer.loop import train
+
+    if plan.processes == 1:
+        train(plan, World())
+        return
+    import multiprocessing as mp
+
+    from torch.multiprocessing.spawn import ProcessExitedException, start_processes
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // plan.processes)))
+    errors: SimpleQueue[str] = mp.get_context("spawn").SimpleQueue()
+    try:
+        spawn: Any = start_processes
+        spawn(_main, (plan, free_port(), errors), nprocs=plan.processes, start_method="spawn")
+    except ProcessExitedException as error:
+        if errors.empty():
+            raise RunError(
+                f"{error}; a signal, or out of memory? `itm train` with the same run.dir resumes"
+            ) from None
+        raise RunError(errors.get()) from None
+
+
+def _main(rank: int, plan: Plan, port: int, errors: "SimpleQueue[str]") -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(plan.processes),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    from trainer.loop import train
+
+    try:
+        train(plan, World(rank, plan.processes, rank))
+    except (RunError, DataError, ModelError) as error:
+        errors.put(str(error))
+        sys.exit(1)

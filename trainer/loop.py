@@ -1,0 +1,200 @@
+"""The training loop: from a plan to a trained run."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from model.frameworks import Framework
+from model.tokenizer import build_tokenizer
+from model.towers.open_clip import tower_widths
+from shards.atomic import replacing
+from shards.batch import Batch
+from shards.dataset import ShardDataset
+from shards.images import center_crop, random_resized_crop
+from shards.loader import Position, Rank, TrainLoader
+from trainer.checkpoint import load_optimizer, load_weights, prune, save_checkpoint
+from trainer.distributed import World, device_of, start, stop
+from trainer.embed import embed_split
+from trainer.engine import build_encoders, build_framework, initialize, seed_step, set_learning_rate
+from trainer.errors import RunError
+from trainer.logs import RunLog
+from trainer.metrics import retrieval
+from trainer.plan import Plan
+from trainer.recipe import dump_recipe
+from trainer.schedule import learning_rate_scale
+
+
+def train(plan: Plan, world: World) -> None:
+    """Run the plan on this process as its rank of the world; every rank calls it."""
+    device = device_of(world)
+    start(world, device)
+    try:
+        Trainer(plan, world, device).run()
+    finally:
+        stop()
+
+
+class Trainer:
+    """One rank of a run."""
+
+    def __init__(self, plan: Plan, world: World, device: torch.device) -> None:
+        self.plan, self.recipe, self.world, self.device = plan, plan.recipe, world, device
+        self.step = plan.resume.step if plan.resume else 0
+        self.notes: list[str] = []
+        self.framework = self._framework()
+        self.engine = initialize(self.framework, self.recipe, world, device)
+        if plan.resume:
+            load_optimizer(self.engine, plan.resume)
+        self.loader, self.val = self._data()
+
+    def _framework(self) -> Framework:
+        plan, recipe = self.plan, self.recipe
+        loaded = plan.resume or plan.init_from
+        encoders = build_encoders(recipe.model, recipe.run.seed, pretrained=loaded is None)
+        framework = build_framework(encoders, recipe, plan.steps_per_epoch)
+        if loaded:
+            unmatched = load_weights(framework, loaded)
+            self.notes.append(f"weights of {loaded.path}")
+            if unmatched:
+                self.notes.append(f"without counterpart, left as they were: {', '.join(unmatched)}")
+        return framework
+
+    def _data(self) -> tuple[TrainLoader, ShardDataset | None]:
+        recipe, plan = self.recipe, self.plan
+        side = tower_widths(recipe.model.architecture).image_size
+        tokenize = build_tokenizer(recipe.model.architecture)
+        crop = random_resized_crop(side, recipe.data.min_crop_scale)
+        train_set = ShardDataset(plan.train, crop, tokenize, recipe.run.seed, recipe.data.captions)
+        state = plan.resume.position if plan.resume else Position()
+        loader = TrainLoader(
+            train_set,
+            recipe.data.global_batch_size,
+            Rank(self.world.rank, self.world.size),
+            workers=recipe.data.workers,
+            state=Position(state.epoch, state.position),
+            pin_memory=self.device.type == "cuda",
+        )
+        return loader, ShardDataset(plan.val, center_crop(side), tokenize) if plan.val else None
+
+    def run(self) -> None:
+        """Train to the last step, logging, evaluating and checkpointing on the way."""
+        plan = self.plan
+        with ExitStack() as stack:
+            log = None
+            if self.world.is_main:
+                tensorboard = self.recipe.log.tensorboard
+                log = stack.enter_context(RunLog(plan.run_dir, plan.total_steps, self.step, tensorboard))
+                with replacing(plan.run_dir / "recipe.yaml") as stream:
+                    stream.write(dump_recipe(self.recipe).encode())
+                for note in self.notes + [f"changed since the checkpoint: {change}" for change in plan.changed]:
+                    log.note(note)
+            self._train(log)
+
+    def _train(self, log: RunLog | None) -> None:
+        recipe, plan = self.recipe, self.plan
+        evaluate_every = plan.steps_between(recipe.evaluation.every_epochs)
+        checkpoint_every = plan.steps_between(recipe.checkpoint.every_epochs)
+        meter = _Meter(recipe.data.global_batch_size)
+        batches = iter(self.loader)
+        self.engine.train()
+        while self.step < plan.total_steps:
+            losses, lr = self._step(meter.waiting(batches))
+            self.step += 1
+            if log:
+                log.advance()
+            last = self.step == plan.total_steps
+            if last or self.step == 1 or self.step % recipe.log.every_steps == 0:
+                row = self._measure(losses, lr)
+                if log:
+                    log.metrics(row | meter.read(self.step))
+            evaluates = self.val is not None and (last or self.step % evaluate_every == 0)
+            if last or evaluates or self.step % checkpoint_every == 0:
+                self._save(log, self._evaluate(log) if evaluates else None)
+                meter.restart(self.step)
+
+    def _step(self, batch: Batch) -> tuple[dict[str, torch.Tensor], float]:
+        schedule = self.recipe.schedule
+        scale = learning_rate_scale(
+            self.step, self.plan.total_steps, schedule.warmup_steps, schedule.final_lr_scale
+        )
+        lr = self.recipe.optimizer.lr * scale
+        set_learning_rate(self.engine, lr)
+        seed_step(self.recipe.run.seed, self.step, self.world.rank)
+        images, text, ids = (
+            part.to(self.device, non_blocking=True) for part in (batch.images, batch.text, batch.image_ids)
+        )
+        losses: dict[str, torch.Tensor] = self.engine(images, text, ids, self.step)
+        self.engine.backward(losses["loss"])
+        self.engine.step()
+        return losses, lr
+
+    def _measure(self, losses: dict[str, torch.Tensor], lr: float) -> dict[str, Any]:
+        """The losses over the global batch; all ranks call it, on logged steps only."""
+        values = torch.stack([value.detach().float() for value in losses.values()])
+        dist.all_reduce(values)
+        means = dict(zip(losses, (values / self.world.size).tolist(), strict=True))
+        if not all(map(_is_finite, means.values())):
+            raise RunError(f"the loss is not finite at step {self.step}: {means}; lower optimizer.lr, or resume")
+        state = self.loader.state
+        epoch = state.epoch + state.position / self.plan.train.num_samples
+        row: dict[str, Any] = {"step": self.step, **means, "lr": lr, "epoch": round(epoch, 4)}
+        norm = self.engine.get_global_grad_norm()
+        return row if norm is None else row | {"grad_norm": float(norm)}
+
+    def _evaluate(self, log: RunLog | None) -> dict[str, Any]:
+        assert self.val is not None
+        embeddings = embed_split(
+            self.framework.encoders,
+            self.val,
+            self.world,
+            self.device,
+            batch_size=self.recipe.evaluation.batch_size,
+            precision=self.recipe.engine.precision,
+        )
+        self.engine.train()
+        result = retrieval(embeddings.images, embeddings.texts, embeddings.caption_image).as_dict()
+        if log:
+            log.evaluation({"step": self.step, "split": self.val.manifest.split, **result})
+        return result
+
+    def _save(self, log: RunLog | None, val: dict[str, Any] | None) -> None:
+        folder = self.plan.run_dir / "checkpoints"
+        save_checkpoint(folder, self.engine, self.recipe, self.step, self.loader.state, val)
+        if log:
+            prune(folder, self.recipe.checkpoint.keep_last)
+
+
+def _is_finite(value: float) -> bool:
+    return abs(value) < float("inf")
+
+
+class _Meter:
+    """Throughput, and the share of the time spent waiting for data, since the last reading."""
+
+    def __init__(self, global_batch_size: int) -> None:
+        self.global_batch_size = global_batch_size
+        self.first_step: int | None = None
+        self.restart(None)
+
+    def restart(self, step: int | None) -> None:
+        self.first_step, self.started, self.waited = step, time.perf_counter(), 0.0
+
+    def waiting(self, batches: Iterator[Batch]) -> Batch:
+        begin = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - begin
+        return batch
+
+    def read(self, step: int) -> dict[str, float]:
+        elapsed = time.perf_counter() - self.started
+        steps = step - (self.first_step or 0)
+        row = {
+            "samples_per_second": round(steps * self.global_batch_size / elapsed, 2),
+            "data_wait": round(self.waited / elapsed, 4),
+        }
+        self.restart(step)
+        return row
