@@ -135,12 +135,12 @@ def write_split(
     split: str,
     samples_per_shard: int = SAMPLES_PER_SHARD,
     processes: int = 1,
-    on_record: Callable[[], None] = lambda: None,
+    on_record: Callable[[int], None] = lambda _count: None,
 ) -> SplitReport:
     """Write the records as a folder of shards with its manifest at `root`, which must not exist yet.
 
     The image of every record is decoded once; what does not decode is skipped and listed in the report and
-    in `skipped.jsonl`. `on_record` is called after each record. Raises `DataError` when nothing is left.
+    in `skipped.jsonl`. `on_record` is called with 1 after each record. Raises `DataError` when nothing is left.
     """
     root.mkdir(parents=True)
     report = SplitReport()
@@ -152,7 +152,7 @@ def write_split(
             writer.add(result)
             report.samples += 1
             report.captions += len(result.record.captions)
-        on_record()
+        on_record(1)
     writer.flush()
     if not report.samples:
         first = f"; the first of {len(report.skipped)}: {report.skipped[0].name}: {report.skipped[0].reason}"

@@ -21,6 +21,9 @@ commands = typer.Typer(
 )
 commands.add_typer(shards_app, name="shards")
 commands.command()(run_commands.train)
+commands.command("eval")(run_commands.evaluate)
+commands.command()(run_commands.report)
+commands.command()(run_commands.recipe)
 
 
 def app() -> None:

@@ -56,3 +56,99 @@ def train(
         from trainer.launch import launch
 
         launch(plan)
+
+
+def evaluate(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_CHECKPOINT", help="A run's folder (its best checkpoint on val), or a checkpoint."
+        ),
+    ],
+    data: Annotated[Path, typer.Option(help="Folder of shards to measure on, such as DIR/test.")],
+    out: Annotated[Path | None, typer.Option(help="JSON file to write the recalls to.")] = None,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images embedded at once.")] = 128,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be measured, and measure nothing.")
+    ] = False,
+) -> None:
+    """Measure R@1, R@5, R@10 in both directions and their sum, beside chance.
+
+    A tie counts against the model: a wrong item that scores as high as the right one ranks before it.
+    """
+    import json
+
+    from shards.atomic import replacing
+    from shards.manifest import read_manifest
+    from shards.progress import progress_bar
+
+    manifest = read_manifest(data)
+    _check_out(out)
+    from trainer import evaluate as evaluation
+    from trainer.checkpoint import find_checkpoint
+
+    found = find_checkpoint(checkpoint)
+    what = f"{found.path} on {data}: {manifest.num_samples:,} images, {manifest.num_captions:,} captions"
+    if dry_run:
+        typer.echo(f"would measure {what}")
+        return
+    typer.echo(what)
+    with progress_bar("embed", manifest.num_samples) as advance:
+        measured = evaluation.evaluate(checkpoint, data, batch_size=batch_size, on_batch=advance)
+    typer.echo(evaluation.table({"chance": measured.chance, "model": measured.result}))
+    times = measured.result.rsum / measured.chance.rsum
+    typer.echo(f"rSum is {times:.1f} times that of chance")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as stream:
+            stream.write(json.dumps(measured.as_dict(), indent=2).encode() + b"\n")
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN ...", help="Folders of runs; the gallery is the last one's.")
+    ],
+    data: Annotated[Path, typer.Option(help="Folder of shards to measure on and to take the gallery from.")],
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")
+    ] = False,
+) -> None:
+    """Write one self-contained HTML page: curves, the table of recalls, a gallery of queries."""
+    from shards.manifest import read_manifest
+    from shards.progress import progress_bar
+
+    manifest = read_manifest(data)
+    _check_out(out)
+    if dry_run:
+        typer.echo(f"would write {out} from {', '.join(map(str, runs))} on {data}")
+        return
+    from trainer.report.page import write_report
+
+    with progress_bar("embed", manifest.num_samples * len(runs)) as advance:
+        write_report(runs, data, out, on_batch=advance)
+    typer.echo(f"wrote {out}")
+
+
+def recipe(
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe file.")] = None,
+    overrides: Overrides = None,
+    keys: Annotated[bool, typer.Option("--keys", help="List every key with its default and meaning.")] = False,
+) -> None:
+    """Print a recipe as it resolves, with what it extends and the overrides, or list all keys."""
+    from trainer.config import Recipe
+    from trainer.recipe import dump_recipe, flatten, load_recipe, recipe_keys
+
+    if keys or recipe is None:
+        defaults = flatten(Recipe().model_dump())
+        for key, meaning in recipe_keys().items():
+            typer.echo(f"{key} = {defaults[key]!r}" + (f"    # {meaning}" if meaning else ""))
+        return
+    typer.echo(dump_recipe(load_recipe(recipe, overrides or [])), nl=False)
+
+
+def _check_out(out: Path | None) -> None:
+    from trainer.errors import RunError
+
+    if out is not None and out.is_dir():
+        raise RunError(f"--out {out}: is a folder; give a file name")

@@ -1,0 +1,87 @@
+"""A checkpoint on a split: load, embed once, measure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.tokenizer import build_tokenizer
+from model.towers.open_clip import tower_widths
+from shards.dataset import ShardDataset
+from shards.images import center_crop
+from shards.manifest import Manifest, read_manifest
+from trainer.checkpoint import Checkpoint, find_checkpoint, load_weights
+from trainer.distributed import World, device_of
+from trainer.embed import Embeddings, embed_split
+from trainer.engine import build_encoders
+from trainer.errors import RunError
+from trainer.metrics import Retrieval, chance, retrieval
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The measurement, and what it was taken from."""
+
+    checkpoint: Checkpoint
+    manifest: Manifest
+    embeddings: Embeddings
+    result: Retrieval
+    chance: Retrieval
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            **self.result.as_dict(),
+            "chance": self.chance.as_dict(),
+            "checkpoint": str(self.checkpoint.path),
+            "step": self.checkpoint.step,
+            "dataset": self.manifest.dataset,
+            "split": self.manifest.split,
+        }
+
+
+def evaluation_set(checkpoint: Checkpoint, data: Path) -> ShardDataset:
+    """The split as this checkpoint's model takes it."""
+    architecture = checkpoint.recipe.model.architecture
+    crop = center_crop(tower_widths(architecture).image_size)
+    return ShardDataset(read_manifest(data), crop, build_tokenizer(architecture))
+
+
+def evaluate(
+    path: Path, data: Path, *, batch_size: int = 128, on_batch: Callable[[int], None] = lambda _images: None
+) -> Evaluation:
+    """Evaluate a checkpoint, or a run's best one on val, on a folder of shards, in this process.
+
+    Raises `RunError` or `DataError` when either cannot be read.
+    """
+    manifest = read_manifest(data)
+    checkpoint = find_checkpoint(path)
+    world = World()
+    device = device_of(world)
+    encoders = build_encoders(checkpoint.recipe.model, seed=0, pretrained=False)
+    if unmatched := load_weights(encoders, checkpoint, prefix="encoders."):
+        raise RunError(f"{checkpoint.path}: a checkpoint of another model: {unmatched[0]} ({len(unmatched)} such)")
+    dataset = evaluation_set(checkpoint, data)
+    precision = checkpoint.recipe.engine.precision
+    embeddings = embed_split(
+        encoders.to(device), dataset, world, device, batch_size=batch_size, precision=precision, on_batch=on_batch
+    )
+    if not torch.isfinite(embeddings.images).all() or not torch.isfinite(embeddings.texts).all():
+        raise RunError(f"{checkpoint.path}: its embeddings are not finite numbers; take an older checkpoint")
+    result = retrieval(embeddings.images, embeddings.texts, embeddings.caption_image)
+    expected = chance(embeddings.caption_image.cpu().numpy(), len(embeddings.images))
+    return Evaluation(checkpoint, manifest, embeddings, result, expected)
+
+
+def table(rows: dict[str, Retrieval]) -> str:
+    """Named results as a plain-text table."""
+    width = max(map(len, rows))
+    lines = [
+        f"{'':{width}}   image to text          text to image",
+        f"{'':{width}}   R@1    R@5    R@10   R@1    R@5    R@10     rSum",
+    ]
+    for name, row in rows.items():
+        recalls = [*row.i2t.values(), *row.t2i.values()]
+        lines.append(f"{name:{width}} " + "".join(f"{value:7.1f}" for value in recalls) + f"  {row.rsum:7.1f}")
+    return "\n".join(lines)

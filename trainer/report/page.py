@@ -1,0 +1,54 @@
+"""Runs -> one HTML page: curves, the table of recalls, and a gallery of queries."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from shards.atomic import replacing
+from trainer.errors import RunError
+from trainer.evaluate import Evaluation, evaluate
+from trainer.logs import EVALUATIONS, METRICS, read_rows
+from trainer.recipe import dump_recipe
+from trainer.report.curves import curves
+from trainer.report.gallery import image_queries, text_queries
+
+QUERIES = 8
+"""Queries shown in each direction."""
+
+
+def write_report(
+    runs: list[Path], data: Path, out: Path, on_batch: Callable[[int], None] = lambda _images: None
+) -> list[Evaluation]:
+    """Evaluate each run's best checkpoint on the split `data` and write the page; the gallery is the last run's.
+
+    Returns the evaluations. Raises `RunError` when a path is no run.
+    """
+    for run in runs:
+        if not (run / METRICS).is_file():
+            raise RunError(f"{run}: no {METRICS} in it; give the folder of a run")
+    evaluations = [evaluate(run, data, on_batch=on_batch) for run in runs]
+    last = evaluations[-1]
+    environment = Environment(
+        loader=PackageLoader("trainer.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("page.html.j2").render(
+        title=" and ".join(run.name for run in runs),
+        split=last.manifest,
+        rows=[
+            ("chance", "a random ranking", last.chance),
+            *(
+                (run.name, f"step {e.checkpoint.step:,}", e.result)
+                for run, e in zip(runs, evaluations, strict=True)
+            ),
+        ],
+        curves=curves({run.name: (read_rows(run / METRICS), read_rows(run / EVALUATIONS)) for run in runs}),
+        gallery_run=runs[-1].name,
+        text_queries=text_queries(last.manifest, last.embeddings, QUERIES),
+        image_queries=image_queries(last.manifest, last.embeddings, QUERIES),
+        recipes=[(run.name, dump_recipe(e.checkpoint.recipe)) for run, e in zip(runs, evaluations, strict=True)],
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as stream:
+        stream.write(page.encode())
+    return evaluations
