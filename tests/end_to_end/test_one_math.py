@@ -1,0 +1,95 @@
+"""With dropout off, the loss curve is a function of the recipe alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.end_to_end.conftest import CLEAN, ROOT, TINY, Itm, data_of, itm_command, losses
+
+pytestmark = pytest.mark.slow
+
+STEPS = 12  # 2 epochs of 100 // 16
+
+
+def agrees(run: Path, reference: Path) -> None:
+    assert len(losses(reference)) == STEPS
+    assert losses(run) == pytest.approx(losses(reference), rel=1e-4)
+
+
+def test_the_loss_falls(reference: Path) -> None:
+    curve = losses(reference)[:8]  # before the hardest negative takes over
+    assert sum(curve[-3:]) < sum(curve[:3])
+
+
+@pytest.mark.parametrize(
+    ("processes", "stage", "workers"),
+    [(1, 1, 0), (1, 2, 2), (1, 3, 0), (2, 0, 2), (2, 1, 0), (2, 2, 0), (2, 3, 0), (4, 2, 0)],
+)
+def test_processes_stages_and_workers_change_nothing(
+    itm: Itm, demo: Path, reference: Path, tmp_path: Path, processes: int, stage: int, workers: int
+) -> None:
+    run = tmp_path / "run"
+    settings = (f"engine.zero_stage={stage}", f"data.workers={workers}")
+    itm("train", TINY, f"run.dir={run}", *data_of(demo), *settings, "--processes", processes)
+    agrees(run, reference)
+
+
+def test_torchrun_starts_the_same_run(demo: Path, reference: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    command = [*launcher, *itm_command("train", TINY, f"run.dir={run}", *data_of(demo))[2:]]
+    subprocess.run(command, cwd=ROOT, env=CLEAN, check=True, capture_output=True, timeout=300)
+    agrees(run, reference)
+
+
+def test_srun_tasks_find_each_other(demo: Path, reference: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid())}
+    tasks = [
+        subprocess.Popen(
+            itm_command("train", TINY, f"run.dir={run}", *data_of(demo)),
+            cwd=ROOT,
+            env=CLEAN | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]
+    assert [task.wait(timeout=300) for task in tasks] == [0, 0]
+    agrees(run, reference)
+
+
+def test_killed_and_resumed_on_other_processes_and_another_stage(
+    itm: Itm, demo: Path, reference: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = ("train", TINY, f"run.dir={run}", *data_of(demo), "checkpoint.every_epochs=0.5")
+    process = subprocess.Popen(
+        itm_command(*arguments, "engine.zero_stage=2", "--processes", 2),
+        cwd=ROOT,
+        env=CLEAN | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(run / "checkpoints/step-00000003/state.json")
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive, "the processes of a killed run live on"
+    assert len(losses(run)) < STEPS, "the run had ended before it was killed"
+
+    itm(*arguments, "engine.zero_stage=3")
+    agrees(run, reference)
+    assert not list((run / "checkpoints").glob(".*")), "a half-written checkpoint was left behind"
+
+
+def wait_for(path: Path, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.02)
