@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -56,10 +55,12 @@ class ShardDataset(Dataset[Batch]):
         self.seed = seed
         self.captions = captions
         self.reader = ShardReader(manifest)
-        self._order = lru_cache(maxsize=2)(self._epoch_order)
+        self._current: EpochOrder | None = None
 
-    def _epoch_order(self, epoch: int) -> EpochOrder:
-        return epoch_order(self.manifest.samples, self.seed, epoch)
+    def _order(self, epoch: int) -> EpochOrder:
+        if self._current is None or self._current.epoch != epoch:
+            self._current = epoch_order(self.manifest.samples, self.seed, epoch)
+        return self._current
 
     def _locate(self, request: Request) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         if request.epoch is not None:

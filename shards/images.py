@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -41,29 +42,36 @@ def _crop(image: Image.Image, side: int, box: tuple[float, float, float, float])
     return np.asarray(resized)
 
 
+def _center_crop(side: int, image: Image.Image, _key: np.uint64) -> Pixels:
+    short = min(image.size)
+    left, top = (image.width - short) / 2, (image.height - short) / 2
+    return _crop(image, side, (left, top, left + short, top + short))
+
+
+def _random_resized_crop(
+    side: int, min_scale: float, max_ratio: float, image: Image.Image, key: np.uint64
+) -> Pixels:
+    area, ratio, x, y = uniforms(key, 4)
+    aspect = np.exp((2 * ratio - 1) * np.log(max_ratio))
+    target = (min_scale + (1 - min_scale) * area) * image.width * image.height
+    width = min(float(np.sqrt(target * aspect)), image.width)
+    height = min(float(np.sqrt(target / aspect)), image.height)
+    left, top = x * (image.width - width), y * (image.height - height)
+    return _crop(image, side, (left, top, left + width, top + height))
+
+
+# partial functions, not closures: a transform travels to spawned loader workers
+
+
 def center_crop(side: int) -> Transform:
     """The largest centred square, resized to `side` pixels: for evaluation."""
-
-    def transform(image: Image.Image, _key: np.uint64) -> Pixels:
-        short = min(image.size)
-        left, top = (image.width - short) / 2, (image.height - short) / 2
-        return _crop(image, side, (left, top, left + short, top + short))
-
-    return transform
+    return partial(_center_crop, side)
 
 
 def random_resized_crop(side: int, min_scale: float, max_ratio: float = 4 / 3) -> Transform:
-    """A random box of at least `min_scale` of the area and an aspect ratio within `1 / max_ratio .. max_ratio`,
-    resized to `side` pixels: for training.
+    """A random box resized to `side` pixels: for training.
+
+    It has at least `min_scale` of the area and an aspect ratio within `1 / max_ratio .. max_ratio`, as far as
+    it fits into the picture.
     """
-
-    def transform(image: Image.Image, key: np.uint64) -> Pixels:
-        area, ratio, x, y = uniforms(key, 4)
-        aspect = np.exp((2 * ratio - 1) * np.log(max_ratio))
-        target = (min_scale + (1 - min_scale) * area) * image.width * image.height
-        width = min(float(np.sqrt(target * aspect)), image.width)
-        height = min(float(np.sqrt(target / aspect)), image.height)
-        left, top = x * (image.width - width), y * (image.height - height)
-        return _crop(image, side, (left, top, left + width, top + height))
-
-    return transform
+    return partial(_random_resized_crop, side, min_scale, max_ratio)

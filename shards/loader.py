@@ -40,6 +40,8 @@ def _serve(dataset: ShardDataset, requests: Iterable[Request], workers: int, pin
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
+        # not fork: the training process holds threads of its collectives
+        multiprocessing_context="spawn" if workers else None,
     )
     return iter(loader)
 

@@ -12,11 +12,14 @@ OPEN_SHARDS = 128
 
 
 class ShardReader:
-    """Reads samples by shard and row. Safe to copy into a forked loader worker: reads carry their offset."""
+    """Reads samples by shard and row. A copy sent to another process opens the shards anew."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
         self._open: OrderedDict[int, tuple[int, ShardIndex]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"manifest": self.manifest, "_open": OrderedDict()}
 
     def _shard(self, shard: int) -> tuple[int, ShardIndex]:
         if shard in self._open:
