@@ -42,8 +42,8 @@ class ModelConfig(_Config):
 class BaseLossConfig(_Config):
     """L_base, the VSE++ hinge with the hardest negative of the global batch (Faghri et al., BMVC 2018)."""
 
-    weight: float = Field(1.0, ge=0)
-    margin: float = Field(0.2, ge=0)
+    weight: float = Field(1.0, ge=0, description="of the term in the loss")
+    margin: float = Field(0.2, ge=0, description="in units of cosine similarity")
     all_negatives_steps: int | None = Field(
         None, ge=0, description="steps with the mean over all negatives before the hardest; null: the first epoch"
     )

@@ -11,8 +11,12 @@ if TYPE_CHECKING:
     from shards.convert import SplitReport
     from shards.sources.record import Record
 
-app = typer.Typer(no_args_is_help=True, help="Turn data sets into WebDataset shards with a manifest.")
-convert_app = typer.Typer(no_args_is_help=True, help="Convert a data set; one command a format.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="markdown", help="Turn data sets into WebDataset shards with a manifest."
+)
+convert_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="markdown", help="Convert a data set; one command a format."
+)
 app.add_typer(convert_app, name="convert")
 
 Out = Annotated[Path, typer.Option(help="Folder to write to; one folder a split is made in it.")]

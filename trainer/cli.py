@@ -15,6 +15,7 @@ from trainer.errors import RunError
 
 commands = typer.Typer(
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Train, fine-tune and evaluate image-text matching models (AAHR, AMSPS).",

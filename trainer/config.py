@@ -33,10 +33,12 @@ class DataConfig(_Config):
 class OptimizerConfig(_Config):
     """AdamW (Loshchilov and Hutter, ICLR 2019)."""
 
-    lr: float = Field(5e-4, gt=0)
+    lr: float = Field(5e-4, gt=0, description="peak learning rate, of the heads")
     weight_decay: float = Field(1e-4, ge=0, description="not applied to norms, biases and other vectors")
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.98]
-    eps: float = Field(1e-8, gt=0)
+    betas: Annotated[
+        list[float], Field(min_length=2, max_length=2, description="decay of the first and second moment")
+    ] = [0.9, 0.98]
+    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
     tower_lr_scale: float = Field(1.0, ge=0, description="learning rate of the towers, relative to the heads'")
     gradient_clipping: float = Field(2.0, ge=0, description="largest gradient norm; 0 clips nothing")
 
@@ -44,15 +46,17 @@ class OptimizerConfig(_Config):
 class ScheduleConfig(_Config):
     """Linear warm-up, then a cosine down to `final_lr_scale` of the learning rate."""
 
-    epochs: float = Field(10.0, gt=0)
-    warmup_steps: int = Field(100, ge=0)
-    final_lr_scale: float = Field(0.0, ge=0, le=1)
+    epochs: float = Field(10.0, gt=0, description="length of the run, in passes over data.train")
+    warmup_steps: int = Field(100, ge=0, description="steps over which the learning rate rises")
+    final_lr_scale: float = Field(0.0, ge=0, le=1, description="last learning rate, relative to the peak")
 
 
 class EngineConfig(_Config):
     """How DeepSpeed runs it."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2, description="what ranks share out: 1 optimiser state, 2 also gradients, 3 also weights; 0 nothing"
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the towers' and heads' arithmetic; weights, optimiser and losses stay float32"
     )
@@ -60,7 +64,7 @@ class EngineConfig(_Config):
 
 class LogConfig(_Config):
     every_steps: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
-    tensorboard: bool = True
+    tensorboard: bool = Field(True, description="write run.dir/tensorboard")
 
 
 class EvaluationConfig(_Config):
