@@ -19,7 +19,7 @@ demo: install
 	rm -rf demo $(RUNS)
 	$(BIN)/itm shards demo --out demo
 	$(BIN)/itm train configs/demo_pretrain.yaml run.dir=$(RUNS)/pretrain --processes 2
-	$(BIN)/itm train configs/demo_finetune.yaml run.dir=$(RUNS)/finetune run.init_from=$(RUNS)/pretrain --processes 2
+	$(BIN)/itm train configs/demo_finetune.yaml run.dir=$(RUNS)/finetune --processes 2
 	$(BIN)/itm eval $(RUNS)/finetune --data demo/test --out $(RUNS)/test.json
 	$(BIN)/itm report $(RUNS)/pretrain $(RUNS)/finetune --data demo/test --out $(RUNS)/report.html
 

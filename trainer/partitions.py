@@ -49,7 +49,7 @@ def set_moments(engine: Any, moments: dict[str, dict[str, torch.Tensor]], step: 
     """
     optimizer = _inner_optimizer(engine)
     for flat in _optimized_tensors(engine):
-        optimizer.state[flat] = {"step": torch.tensor(float(step))} | {
+        optimizer.state[flat] = {"step": torch.tensor(float(step), device=flat.device)} | {
             moment: torch.zeros_like(flat) for moment in MOMENTS
         }
     for name, parameter in named_parameters(engine):
