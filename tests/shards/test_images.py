@@ -144,6 +144,13 @@ def test_random_boxes_use_the_whole_range() -> None:
         assert boxes[:, high].max() > 0.98
 
 
+def test_random_boxes_take_their_two_places_independently() -> None:
+    left, top, right, bottom = random_boxes(0.3, (400, 400)).T
+    free = (right - left < 0.9) & (bottom - top < 0.9)
+    across, down = (left / (1 - right + left))[free], (top / (1 - bottom + top))[free]
+    assert abs(np.corrcoef(across, down)[0, 1]) < 0.3
+
+
 def test_a_crop_is_a_pure_function_of_its_key() -> None:
     picture, crop = coordinates(200, 150), random_resized_crop(32, 0.3)
     assert (crop(picture.copy(), key_of(4)) == crop(picture.copy(), key_of(4))).all()

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count, islice
 from pathlib import Path
 
@@ -90,23 +91,24 @@ def test_a_worker_that_dies_is_an_error_and_no_hang() -> None:
 
 
 PROGRAM = """
-import time
+import sys, time
 from shards.parallel import ordered_map
 
 if __name__ == "__main__":
-    for _ in ordered_map(time.sleep, [0.01] * 100_000, 2):
+    for _ in ordered_map(time.sleep, [0.001] * 100_000, 2):
         print("under way", flush=True)
+        time.sleep(float(sys.argv[1]))
 """
 
 
-@pytest.fixture
-def under_way(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A program with two busy worker processes, in a process group of its own."""
+@contextmanager
+def under_way(tmp_path: Path, pause: float) -> Iterator[subprocess.Popen[str]]:
+    """A program with two worker processes, in a process group of its own, that takes a result each `pause`."""
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(
-        [sys.executable, script],
+        [sys.executable, script, str(pause)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -114,8 +116,7 @@ def under_way(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         start_new_session=True,
     ) as program:
         assert program.stdout is not None
-        for _ in range(2 * CHUNK):
-            assert program.stdout.readline() == "under way\n"
+        assert program.stdout.readline() == "under way\n"
         yield program
         if group_lives(program.pid):
             os.killpg(program.pid, signal.SIGKILL)
@@ -129,18 +130,23 @@ def group_lives(group: int) -> bool:
     return True
 
 
-def test_workers_end_when_their_parent_is_killed(under_way: subprocess.Popen[str]) -> None:
-    under_way.kill()
-    under_way.communicate(timeout=30)  # returns only when the workers, which hold the pipe too, are gone
-    deadline = time.monotonic() + 30
-    while group_lives(under_way.pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not group_lives(under_way.pid)
+@pytest.mark.parametrize("pause", [0, 60])
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path, pause: float) -> None:
+    """Busy ones, and ones that wait for work."""
+    with under_way(tmp_path, pause) as program:
+        program.kill()
+        program.communicate(timeout=30)  # returns only when the workers, which hold the pipe too, are gone
+        deadline = time.monotonic() + 30
+        while group_lives(program.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not group_lives(program.pid)
 
 
-def test_workers_stay_quiet_when_the_user_interrupts(under_way: subprocess.Popen[str]) -> None:
-    os.killpg(under_way.pid, signal.SIGINT)
-    _, errors = under_way.communicate(timeout=30)
+def test_workers_stay_quiet_when_the_user_interrupts(tmp_path: Path) -> None:
+    with under_way(tmp_path, pause=60) as program:
+        time.sleep(1)  # until the workers wait for work
+        os.killpg(program.pid, signal.SIGINT)
+        _, errors = program.communicate(timeout=30)
     assert errors.count("Traceback") == 1, errors  # the program's own
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert "spawn" not in errors
