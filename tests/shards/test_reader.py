@@ -25,9 +25,9 @@ def reader(manifest: Manifest) -> Iterator[ShardReader]:
 
 
 def open_shards(manifest: Manifest) -> list[str]:
-    """The files of the folder that this process holds open."""
+    """The shards of the folder that this process holds open."""
     targets = (os.path.realpath(descriptor) for descriptor in Path("/proc/self/fd").iterdir())
-    return [target for target in targets if target.startswith(str(manifest.root))]
+    return [target for target in targets if target.startswith(str(manifest.root)) and target.endswith(".tar")]
 
 
 def test_every_sample_is_found_at_its_place(reader: ShardReader) -> None:
