@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from shards.convert import SplitReport
-    from shards.sources.record import Record
+    from shards.sources.record import Record, Skipped
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Turn data sets into WebDataset shards with a manifest."
@@ -51,7 +51,7 @@ def demo(
 
     counts = {"pretrain": pretrain, "train": train, "val": val, "test": test}
     splits = {name: demo_records(name, count, seed, side) for name, count in counts.items()}
-    _write("demo", splits, counts, out, samples_per_shard, processes, overwrite, dry_run)
+    _write("demo", splits, counts, {}, out, samples_per_shard, processes, overwrite, dry_run)
 
 
 @convert_app.command()
@@ -72,15 +72,25 @@ def karpathy(
     from shards.sources.karpathy import read_karpathy
 
     source = read_karpathy(annotations, images)
-    _show_skipped(source.skipped)
     counts = {split: len(records) for split, records in source.splits.items()}
-    _write(source.dataset, source.splits, counts, out, samples_per_shard, processes, overwrite, dry_run)
+    _write(
+        source.dataset,
+        source.splits,
+        counts,
+        source.skipped,
+        out,
+        samples_per_shard,
+        processes,
+        overwrite,
+        dry_run,
+    )
 
 
 def _write(
     dataset: str,
     splits: "Mapping[str, Iterable[Record]]",
     counts: dict[str, int],
+    skipped: "Mapping[str, Sequence[Skipped]]",
     out: Path,
     samples_per_shard: int,
     processes: int,
@@ -90,14 +100,16 @@ def _write(
     from shards.convert import Staging, write_split
     from shards.progress import progress_bar
 
+    staging = Staging(out, overwrite)
+    for split in splits:
+        staging.check(split)
     if dry_run:
         for split, count in counts.items():
+            _show_skipped(skipped.get(split, ()))
             shards = -(-count // samples_per_shard)
             typer.echo(f"would write {out / split}: {count:,} samples in {_shards(shards)}")
         return
-    with Staging(out, overwrite) as staging:
-        for split in splits:
-            staging.check(split)
+    with staging:
         reports = {}
         for split, records in splits.items():
             with progress_bar(f"{split:>8}", counts[split]) as advance:
@@ -108,11 +120,12 @@ def _write(
                     split=split,
                     samples_per_shard=samples_per_shard,
                     processes=processes,
+                    skipped=skipped.get(split, ()),
                     on_record=advance,
                 )
         staging.commit()
     for split, report in reports.items():
-        _show_skipped([(item.name, item.reason) for item in report.skipped])
+        _show_skipped(report.skipped)
         typer.echo(_summary(out / split, report))
 
 
@@ -126,8 +139,8 @@ def _shards(count: int) -> str:
     return f"{count:,} shard{'s' * (count != 1)}"
 
 
-def _show_skipped(skipped: list[tuple[str, str]]) -> None:
-    for name, reason in skipped[:SHOWN]:
-        typer.echo(f"skipped {name}: {reason}", err=True)
+def _show_skipped(skipped: "Sequence[Skipped]") -> None:
+    for item in skipped[:SHOWN]:
+        typer.echo(f"skipped {item.name}: {item.reason}", err=True)
     if len(skipped) > SHOWN:
         typer.echo(f"skipped {len(skipped) - SHOWN:,} more", err=True)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,19 +12,11 @@ from shards.errors import DataError
 from shards.images import DECODE_ERRORS, open_image
 from shards.manifest import INDEX_SCHEMA, SHARD_SCHEMA, write_index, write_manifest
 from shards.parallel import ordered_map
-from shards.sources.record import Record
+from shards.sources.record import Record, Skipped
 
 SAMPLES_PER_SHARD = 1000
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff"}
 """Pillow's format -> the member's extension; anything else that Pillow decodes is named `img`."""
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """Something that could not be taken over, by name, with the reason."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -53,12 +45,15 @@ def load_sample(record: Record) -> Sample | Skipped:
     """Read the record's image and decode it whole: what will not decode in training is found here."""
     try:
         data = record.load()
+    except FileNotFoundError:
+        return Skipped(record.key, "the image file is missing")
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        return Skipped(record.key, f"the image file cannot be read ({error})")
+    try:
         with open_image(data) as image:
             image.load()
             extension = EXTENSIONS.get(image.format or "", "img")
             return Sample(record, data, extension, image.width, image.height)
-    except FileNotFoundError:
-        return Skipped(record.key, "the image file is missing")
     except DECODE_ERRORS as error:
         return Skipped(record.key, f"the image does not decode ({error})")
 
@@ -135,15 +130,17 @@ def write_split(
     split: str,
     samples_per_shard: int = SAMPLES_PER_SHARD,
     processes: int = 1,
+    skipped: Sequence[Skipped] = (),
     on_record: Callable[[int], None] = lambda _count: None,
 ) -> SplitReport:
     """Write the records as a folder of shards with its manifest at `root`, which must not exist yet.
 
     The image of every record is decoded once; what does not decode is skipped and listed in the report and
-    in `skipped.jsonl`. `on_record` is called with 1 after each record. Raises `DataError` when nothing is left.
+    in `skipped.jsonl`, after what the source `skipped` already. `on_record` is called with 1 after each
+    record. Raises `DataError` when nothing is left.
     """
     root.mkdir(parents=True)
-    report = SplitReport()
+    report = SplitReport(skipped=list(skipped))
     writer = _ShardWriter(root, split, samples_per_shard)
     for result in ordered_map(load_sample, records, processes):
         if isinstance(result, Skipped):
@@ -155,8 +152,8 @@ def write_split(
         on_record(1)
     writer.flush()
     if not report.samples:
-        first = f"; the first of {len(report.skipped)}: {report.skipped[0].name}: {report.skipped[0].reason}"
-        raise DataError(f"split {split}: no usable sample{first if report.skipped else ''}")
+        first = [f"; the first of {len(report.skipped)}: {item.name}: {item.reason}" for item in report.skipped[:1]]
+        raise DataError(f"split {split}: no usable sample{''.join(first)}")
     report.shards = len(writer.shards["name"])
     report.bytes = sum(int(str(size)) for size in writer.shards["bytes"])
     if report.skipped:
@@ -181,7 +178,10 @@ class Staging:
     def __enter__(self) -> "Staging":
         self.created = not self.out.exists()
         shutil.rmtree(self.root, ignore_errors=True)  # of a run that was killed
-        self.root.mkdir(parents=True)
+        try:
+            self.root.mkdir(parents=True)
+        except OSError as error:
+            raise DataError(f"--out {self.out}: cannot be written to ({error.strerror}); give another") from None
         return self
 
     def check(self, split: str) -> None:
@@ -196,8 +196,9 @@ class Staging:
 
     def commit(self) -> None:
         for split in self.splits:
-            if self.overwrite:
-                shutil.rmtree(self.out / split, ignore_errors=True)
+            if self.overwrite and (self.out / split).exists():
+                # moved aside, deleted later: a kill finds the old split or the new one, never half of one
+                (self.out / split).rename(self.root / f"{split}.replaced")
             (self.root / split).rename(self.out / split)
 
     def __exit__(self, *_error: object) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from shards.keyed_random import uniforms
 
@@ -25,15 +25,18 @@ MAX_PIXELS = 64_000_000
 
 def open_image(data: bytes) -> Image.Image:
     """Open encoded bytes; the pixels are not decoded yet. Raises one of `DECODE_ERRORS`."""
-    image = Image.open(io.BytesIO(data))
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:  # its own text holds a memory address, another one in every run
+        raise ValueError("not an image, or of an unknown format") from None
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
     return image
 
 
 def _crop(image: Image.Image, side: int, box: tuple[float, float, float, float]) -> Pixels:
-    # draft lets libjpeg decode at 1/2, 1/4 or 1/8 scale where that still holds enough pixels
-    scale = side / (box[2] - box[0])
+    # draft lets libjpeg decode at 1/2, 1/4 or 1/8 scale where that still holds enough pixels both ways
+    scale = side / min(box[2] - box[0], box[3] - box[1])
     before = image.size
     image.draft("RGB", (round(before[0] * scale), round(before[1] * scale)))
     x, y = image.width / before[0], image.height / before[1]

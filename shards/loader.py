@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from shards.batch import Batch
 from shards.dataset import Request, ShardDataset
@@ -32,9 +32,22 @@ class Position:
     position: int = 0
 
 
+class _ErrorsAsValues(Dataset[Batch | DataError]):
+    """Hands a `DataError` over in place of the batch: raised in a worker, torch would bury it in a traceback."""
+
+    def __init__(self, dataset: ShardDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, request: Request) -> Batch | DataError:
+        try:
+            return self.dataset[request]
+        except DataError as error:
+            return error
+
+
 def _serve(dataset: ShardDataset, requests: Iterable[Request], workers: int, pin: bool) -> Iterator[Batch]:
     loader = DataLoader(
-        dataset,
+        _ErrorsAsValues(dataset),
         sampler=requests,  # requests take the place of indices
         batch_size=None,
         num_workers=workers,
@@ -43,7 +56,10 @@ def _serve(dataset: ShardDataset, requests: Iterable[Request], workers: int, pin
         # not fork: the training process holds threads of its collectives
         multiprocessing_context="spawn" if workers else None,
     )
-    return iter(loader)
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
 
 
 class TrainLoader:

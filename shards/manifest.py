@@ -101,12 +101,16 @@ def write_index(root: Path, name: str, rows: dict[str, list[object]]) -> None:
 def read_index(manifest: Manifest, shard: int) -> ShardIndex:
     """Read one shard's sample table.
 
-    Raises `DataError` when it is missing or does not have the manifest's number of samples.
+    Raises `DataError` when it is missing, damaged, or does not have the manifest's number of samples.
     """
     path = index_path(manifest.root, manifest.names[shard])
     if not path.is_file():
         raise DataError(f"{path}: the shard's index is missing; convert the data set again")
-    table = pq.read_table(path, columns=["key", "image_id", "captions", "offset", "size"], use_threads=False)
+    columns = ["key", "image_id", "captions", "offset", "size"]
+    try:
+        table = pq.read_table(path, columns=columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read ({error}); convert the data set again") from None
     if table.num_rows != manifest.samples[shard]:
         raise DataError(
             f"{path}: {table.num_rows} samples, but the manifest says {manifest.samples[shard]}; "
@@ -163,7 +167,7 @@ def read_manifest(root: Path) -> Manifest:
         raise DataError(f"{root / MANIFEST}: format version {version}, this program reads {FORMAT_VERSION}")
     try:
         table = pq.read_table(root / SHARD_TABLE, schema=SHARD_SCHEMA)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise DataError(f"{root / SHARD_TABLE}: cannot be read ({error}); convert the data set again") from None
     manifest = Manifest(
         root=root,

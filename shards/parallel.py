@@ -1,10 +1,13 @@
 """An ordered map over processes with a bounded number of items under way, so that memory stays flat."""
 
+import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -24,6 +27,20 @@ def _map_chunk(function: Callable[[Item], Result], items: list[Item]) -> list[Re
     return [function(item) for item in items]
 
 
+def _start_worker() -> None:
+    # Ctrl-C reaches the whole process group; the parent alone answers it, and stops its workers itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # a parent that was killed cannot stop them, and the pool's queues would keep them waiting for ever
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result]:
     """Yield `function(item)` for every item, in order, computed by `processes` worker processes.
 
@@ -35,7 +52,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], proce
         return
     chunks = _chunks(items)
     # spawn: the caller may hold threads or a loaded torch, neither of which survives a fork unharmed
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), _start_worker) as pool:
         pending: deque[Future[list[Result]]] = deque()
         try:
             while True:

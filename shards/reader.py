@@ -50,3 +50,6 @@ class ShardReader:
         for descriptor, _ in self._open.values():
             os.close(descriptor)
         self._open.clear()
+
+    def __del__(self) -> None:
+        self.close()

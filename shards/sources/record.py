@@ -1,7 +1,15 @@
-"""What every source yields: one image with its captions, whatever format it came from."""
+"""What every source yields, whatever format it came from: images with their captions, and what it left out."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Something that could not be taken over, by name, with the reason."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,183 @@
+import io
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from shards.images import DECODE_ERRORS, MAX_PIXELS, Pixels, center_crop, open_image, random_resized_crop
+from shards.keyed_random import key_of
+
+ANY_KEY = key_of(0)
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def coordinates(width: int, height: int) -> Image.Image:
+    """Red rises from left to right, green from top to bottom, each over 0 .. 255 from edge to edge."""
+    across = np.broadcast_to((np.arange(width) + 0.5) / width * 255, (height, width))
+    down = np.broadcast_to(((np.arange(height) + 0.5) / height * 255)[:, None], (height, width))
+    return Image.fromarray(np.stack([across, down, np.zeros_like(across)], 2).round().astype(np.uint8))
+
+
+def box_of(pixels: Pixels) -> np.ndarray:
+    """The box that a crop of `coordinates` shows, as shares of the picture: left, top, right, bottom."""
+    side = len(pixels)
+    centres = (np.arange(side) + 0.5) / side
+    inner = slice(side // 8, side - side // 8)  # resizing flattens a gradient near the edges of a picture
+
+    def ends(values: np.ndarray) -> tuple[float, float]:
+        slope, offset = np.polyfit(centres[inner], values[inner] / 255, 1)
+        return float(offset), float(offset + slope)
+
+    left, right = ends(pixels[..., 0].mean(0))
+    top, bottom = ends(pixels[..., 1].mean(1))
+    return np.array([left, top, right, bottom])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (50, 40), (900, 2), (2, 900)])
+@pytest.mark.parametrize("transform", [center_crop(16), random_resized_crop(16, 0.4)])
+def test_any_image_becomes_a_square_of_rgb_bytes(transform, mode: str, size: tuple[int, int]) -> None:
+    image = open_image(encoded(coordinates(*size).convert(mode), "TIFF" if mode == "CMYK" else "PNG"))
+    pixels = transform(image, ANY_KEY)
+    assert pixels.shape == (16, 16, 3)
+    assert pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "CMYK"])
+def test_the_colour_survives_the_mode(mode: str) -> None:
+    colour = (120, 120, 120) if mode == "L" else (200, 100, 50)
+    image = Image.new("RGB", (40, 30), colour)
+    image = image.quantize() if mode == "P" else image.convert(mode)  # quantize: a palette without dithering
+    pixels = center_crop(8)(open_image(encoded(image, "TIFF" if mode == "CMYK" else "PNG")), ANY_KEY)
+    assert np.abs(pixels.astype(int) - colour).max() <= 2
+
+
+def test_a_jpeg_of_cmyk_inks_is_read_as_colours() -> None:
+    image = Image.new("RGB", (64, 64), (200, 100, 50)).convert("CMYK")
+    pixels = center_crop(8)(open_image(encoded(image, "JPEG", quality=95)), ANY_KEY)
+    assert np.abs(pixels.astype(int) - (200, 100, 50)).max() <= 8
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize("size", [(300, 300), (1600, 1000), (1000, 1600), (1601, 1203)])
+def test_center_crop_shows_the_largest_centred_square(size: tuple[int, int], form: str) -> None:
+    width, height = size
+    pixels = center_crop(64)(open_image(encoded(coordinates(*size), form, quality=95)), ANY_KEY)
+    short = min(size)
+    left, top = (1 - short / width) / 2, (1 - short / height) / 2
+    assert box_of(pixels) == pytest.approx([left, top, 1 - left, 1 - top], abs=0.012)
+
+
+@pytest.mark.parametrize("transform", [center_crop(64), random_resized_crop(64, 0.5)])
+def test_a_large_jpeg_is_decoded_at_a_smaller_scale_and_shows_the_same(transform) -> None:
+    picture = coordinates(1601, 1203)
+    for number in range(8):
+        drafted = open_image(encoded(picture, "JPEG", quality=95))
+        whole = open_image(encoded(picture, "PNG"))
+        pixels, expected = transform(drafted, key_of(number)), transform(whole, key_of(number))
+        assert drafted.width < whole.width, "the JPEG decoder did not scale"
+        assert np.abs(pixels.astype(int) - expected).max() <= 6
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_long_thin_jpeg_keeps_its_detail(axis: int) -> None:
+    """The box is much longer one way than the other; the decoder must not scale the short way below `side`."""
+    stripes = np.broadcast_to(np.arange(200)[:, None, None] // 4 % 2 * 255, (200, 6000, 3)).astype(np.uint8)
+    picture = Image.fromarray(stripes if axis == 0 else stripes.transpose(1, 0, 2))
+    crop = random_resized_crop(128, 1.0)
+    pixels = crop(open_image(encoded(picture, "JPEG", quality=95)), ANY_KEY)
+    expected = crop(open_image(encoded(picture, "PNG")), ANY_KEY)
+    assert expected.std() > 60
+    assert np.abs(pixels.astype(int) - expected).mean() < 8
+
+
+def test_a_jpeg_one_pixel_high_can_be_cropped() -> None:
+    image = open_image(encoded(Image.new("RGB", (65_000, 1), (9, 9, 9)), "JPEG"))
+    assert random_resized_crop(8, 1.0)(image, ANY_KEY).shape == (8, 8, 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 2**32), st.floats(0.05, 1))
+def test_a_random_crop_works_for_any_size(width: int, height: int, number: int, min_scale: float) -> None:
+    image = Image.new("RGB", (width, height), (30, 60, 90))
+    pixels = random_resized_crop(12, min_scale)(image, key_of(number))
+    assert (pixels == (30, 60, 90)).all(), "a colour from outside the picture"
+
+
+def random_boxes(min_scale: float, size: tuple[int, int], count: int = 200) -> np.ndarray:
+    picture, crop = coordinates(*size), random_resized_crop(64, min_scale)
+    return np.stack([box_of(crop(picture.copy(), key_of(number))) for number in range(count)])
+
+
+@pytest.mark.parametrize("size", [(400, 400), (600, 450)])
+def test_random_boxes_stay_inside_and_keep_to_scale_and_ratio(size: tuple[int, int]) -> None:
+    boxes = random_boxes(0.3, size)
+    assert boxes.min() > -0.015
+    assert boxes.max() < 1.015
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    # a box that would not fit is cut at the picture's edge, which takes from its area and its ratio
+    free = (width < 0.98) & (height < 0.98)
+    area, ratio = (width * height)[free], (width * size[0] / (height * size[1]))[free]
+    assert free.sum() > 100
+    assert area.min() > 0.3 - 0.02
+    assert ratio.min() > 3 / 4 - 0.04
+    assert ratio.max() < 4 / 3 + 0.04
+
+
+def test_random_boxes_use_the_whole_range() -> None:
+    boxes = random_boxes(0.3, (400, 400))
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert (width * height).min() < 0.36
+    assert (width * height).max() > 0.9
+    assert (width / height).min() < 0.8
+    assert (width / height).max() > 1.25
+    for low, high in ((0, 2), (1, 3)):
+        assert boxes[:, low].min() < 0.02
+        assert boxes[:, high].max() > 0.98
+
+
+def test_random_boxes_take_their_two_places_independently() -> None:
+    left, top, right, bottom = random_boxes(0.3, (400, 400)).T
+    free = (right - left < 0.9) & (bottom - top < 0.9)
+    across, down = (left / (1 - right + left))[free], (top / (1 - bottom + top))[free]
+    assert abs(np.corrcoef(across, down)[0, 1]) < 0.3
+
+
+def test_a_crop_is_a_pure_function_of_its_key() -> None:
+    picture, crop = coordinates(200, 150), random_resized_crop(32, 0.3)
+    assert (crop(picture.copy(), key_of(4)) == crop(picture.copy(), key_of(4))).all()
+    assert (crop(picture.copy(), key_of(4)) != crop(picture.copy(), key_of(5))).any()
+    whole = center_crop(32)
+    assert (whole(picture.copy(), key_of(4)) == whole(picture.copy(), key_of(5))).all()
+
+
+@pytest.mark.parametrize("data", [b"", b"this is no image", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + bytes(40)])
+def test_bytes_that_are_no_image_raise_a_decode_error(data: bytes) -> None:
+    with pytest.raises(DECODE_ERRORS) as raised:
+        open_image(data).load()
+    assert not re.search("0x[0-9a-f]{6}", str(raised.value)), "a memory address differs from run to run"
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF"])
+def test_a_truncated_image_raises_a_decode_error(form: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    data = encoded(Image.fromarray(noise), form)
+    with pytest.raises(DECODE_ERRORS):
+        open_image(data[: len(data) // 2]).load()
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
+    side = int(MAX_PIXELS**0.5) + 1
+    data = encoded(Image.new("1", (side, side)))
+    assert len(data) < 100_000, "small to store, large to decode"
+    with pytest.raises(ValueError, match="64,000,000"):
+        open_image(data)
+    assert open_image(encoded(Image.new("1", (side - 1, side - 1)))).size == (side - 1, side - 1)

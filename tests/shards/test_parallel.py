@@ -1,0 +1,152 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count, islice
+from pathlib import Path
+
+import pytest
+
+from shards.parallel import CHUNK, ordered_map
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def square_but_later_for_small_numbers(number: int) -> int:
+    time.sleep(0.2 if number == 0 else 0)
+    return number * number
+
+
+def process_of(_item: int) -> int:
+    return os.getpid()
+
+
+def fail_at_40(number: int) -> int:
+    if number == 40:
+        raise ValueError("forty")
+    return number
+
+
+def exit_at_once(_number: int) -> None:
+    os._exit(1)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("items", [0, 1, CHUNK, CHUNK + 1, 150])
+def test_results_come_in_order(items: int, processes: int) -> None:
+    results = list(ordered_map(square_but_later_for_small_numbers, range(items), processes))
+    assert results == [number * number for number in range(items)]
+
+
+def test_one_process_computes_in_this_one() -> None:
+    assert set(ordered_map(process_of, range(3), 1)) == {os.getpid()}
+
+
+def test_more_processes_compute_elsewhere() -> None:
+    assert os.getpid() not in set(ordered_map(process_of, range(3), 2))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_endless_iterable_is_consumed_only_a_bounded_way_ahead(processes: int) -> None:
+    taken = 0
+
+    def numbers() -> Iterator[int]:
+        nonlocal taken
+        for number in count():
+            taken += 1
+            yield number
+
+    results = ordered_map(square, numbers(), processes)
+    assert list(islice(results, 100)) == [number * number for number in range(100)]
+    assert taken <= 100 + (4 * processes + 1) * CHUNK
+    results.close()
+
+
+@pytest.mark.parametrize(("processes", "before"), [(1, 40), (2, 40 // CHUNK * CHUNK)])
+def test_an_error_of_the_function_reaches_the_caller_in_its_turn(processes: int, before: int) -> None:
+    results = ordered_map(fail_at_40, range(1000), processes)
+    assert list(islice(results, before)) == list(range(before))
+    with pytest.raises(ValueError, match="forty"):
+        next(results)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_error_of_the_items_reaches_the_caller(processes: int) -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise KeyError("source")
+
+    with pytest.raises(KeyError, match="source"):
+        list(ordered_map(square, items(), processes))
+
+
+def test_a_worker_that_dies_is_an_error_and_no_hang() -> None:
+    with pytest.raises(RuntimeError, match="terminated abruptly"):
+        list(ordered_map(exit_at_once, range(100), 2))
+
+
+PROGRAM = """
+import sys, time
+from shards.parallel import ordered_map
+
+if __name__ == "__main__":
+    for _ in ordered_map(time.sleep, [0.001] * 100_000, 2):
+        print("under way", flush=True)
+        time.sleep(float(sys.argv[1]))
+"""
+
+
+@contextmanager
+def under_way(tmp_path: Path, pause: float) -> Iterator[subprocess.Popen[str]]:
+    """A program with two worker processes, in a process group of its own, that takes a result each `pause`."""
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        [sys.executable, script, str(pause)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "under way\n"
+        yield program
+        if group_lives(program.pid):
+            os.killpg(program.pid, signal.SIGKILL)
+
+
+def group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("pause", [0, 60])
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path, pause: float) -> None:
+    """Busy ones, and ones that wait for work."""
+    with under_way(tmp_path, pause) as program:
+        program.kill()
+        program.communicate(timeout=30)  # returns only when the workers, which hold the pipe too, are gone
+        deadline = time.monotonic() + 30
+        while group_lives(program.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not group_lives(program.pid)
+
+
+def test_workers_stay_quiet_when_the_user_interrupts(tmp_path: Path) -> None:
+    with under_way(tmp_path, pause=60) as program:
+        time.sleep(1)  # until the workers wait for work
+        os.killpg(program.pid, signal.SIGINT)
+        _, errors = program.communicate(timeout=30)
+    assert errors.count("Traceback") == 1, errors  # the program's own
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert "spawn" not in errors

@@ -1,0 +1,89 @@
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import shards.reader
+from shards.errors import DataError
+from shards.manifest import Manifest, read_index
+from shards.reader import ShardReader
+from shards.tarsample import parse_sample
+
+
+@pytest.fixture
+def manifest(tmp_path: Path, make_shards: Callable[..., Manifest]) -> Manifest:
+    """Twelve samples in shards of 5, 5 and 2."""
+    return make_shards(tmp_path / "train", 12)
+
+
+@pytest.fixture
+def reader(manifest: Manifest) -> Iterator[ShardReader]:
+    reader = ShardReader(manifest)
+    yield reader
+    reader.close()
+
+
+def open_shards(manifest: Manifest) -> list[str]:
+    """The shards of the folder that this process holds open."""
+    targets = (os.path.realpath(descriptor) for descriptor in Path("/proc/self/fd").iterdir())
+    return [target for target in targets if target.startswith(str(manifest.root)) and target.endswith(".tar")]
+
+
+def test_every_sample_is_found_at_its_place(reader: ShardReader) -> None:
+    places = [(shard, row) for shard, size in enumerate((5, 5, 2)) for row in range(size)]
+    for number, (shard, row) in reversed(list(enumerate(places))):
+        sample = reader.read(shard, row)
+        assert sample.captions == [f"caption {place} of picture {number}" for place in range(3)]
+        assert sample.image.startswith(b"\xff\xd8\xff")
+        assert reader.index(shard).keys[row] == f"picture-{number:04d}"
+
+
+def test_few_shards_are_kept_open(reader: ShardReader, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards.reader, "OPEN_SHARDS", 2)
+    for shard in (0, 1, 2, 0, 1, 2):
+        assert reader.read(shard, 1).captions
+        assert 1 <= len(open_shards(manifest)) <= 2
+    reader.close()
+    assert not open_shards(manifest)
+
+
+def test_shards_are_closed_with_a_forgotten_reader(manifest: Manifest) -> None:
+    reader = ShardReader(manifest)
+    reader.read(0, 0)
+    assert open_shards(manifest)
+    del reader
+    assert not open_shards(manifest)
+
+
+def test_a_shard_that_ends_early_is_named_with_the_sample(reader: ShardReader, manifest: Manifest) -> None:
+    path = manifest.shard_path(1)
+    path.write_bytes(path.read_bytes()[: int(read_index(manifest, 1).offsets[2]) + 700])
+    assert reader.read(1, 1).captions
+    with pytest.raises(DataError, match=r"train-000001\.tar: sample picture-0007: the shard ends early"):
+        reader.read(1, 2)
+
+
+def test_damaged_bytes_are_named_with_the_sample(reader: ShardReader, manifest: Manifest) -> None:
+    path, offset = manifest.shard_path(1), int(read_index(manifest, 1).offsets[2])
+    data = bytearray(path.read_bytes())
+    data[offset : offset + 512] = b"x" * 512
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"train-000001\.tar: sample picture-0007: damaged sample"):
+        reader.read(1, 2)
+
+
+@pytest.mark.parametrize(("member", "lost"), [("jpg", "image"), ("json", "captions")])
+def test_a_sample_without_one_of_its_members_is_named(manifest: Manifest, member: str, lost: str) -> None:
+    index = read_index(manifest, 0)
+    data = manifest.shard_path(0).read_bytes()[: int(index.sizes[0])]
+    renamed = data.replace(f"picture-0000.{member}".encode(), f"picture-0000.{'t' * len(member)}".encode())
+    # the header's checksum is the sum of its bytes
+    fixed = bytearray(renamed)
+    for start in range(0, len(fixed), 512):
+        if fixed[start : start + 12] == b"picture-0000":
+            fixed[start + 148 : start + 156] = b" " * 8
+            fixed[start + 148 : start + 156] = b"%06o\0 " % sum(fixed[start : start + 512])
+    assert parse_sample(data, "whole").captions
+    with pytest.raises(DataError, match=f"here: the sample holds no {lost}"):
+        parse_sample(bytes(fixed), "here")
