@@ -30,11 +30,18 @@ def _map_chunk(function: Callable[[Item], Result], items: list[Item]) -> list[Re
 def _start_worker() -> None:
     # Ctrl-C reaches the whole process group; the parent alone answers it, and stops its workers itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # a parent that was killed cannot stop them, and the pool's queues would keep them waiting for ever
-    Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Have this process, a multiprocessing child, end when its parent does.
+
+    A parent that was killed cannot stop its children, and those would wait for it, or go on, for ever.
+    """
+    Thread(target=_wait_and_exit, daemon=True).start()
+
+
+def _wait_and_exit() -> None:
     parent = parent_process()
     assert parent is not None
     parent.join()

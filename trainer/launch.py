@@ -7,6 +7,7 @@ from typing import Any
 
 from model.errors import ModelError
 from shards.errors import DataError
+from shards.parallel import end_with_parent
 from trainer.distributed import World, free_port
 from trainer.errors import RunError
 from trainer.plan import Plan
@@ -16,7 +17,7 @@ def launch(plan: Plan) -> None:
     """Train with `plan.processes` processes on this machine: in this one, or in as many new ones.
 
     The first user's error of any process is raised here; the others are ended with it. Should this process
-    be killed, the system ends them.
+    be killed, they end by themselves.
     """
     from trainer.loop import train
 
@@ -41,6 +42,8 @@ def launch(plan: Plan) -> None:
 
 
 def _main(rank: int, plan: Plan, port: int, errors: "SimpleQueue[str]") -> None:
+    # torch asks the system for a SIGINT, which a background job ignores
+    end_with_parent()
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),

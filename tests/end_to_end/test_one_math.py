@@ -69,8 +69,10 @@ def test_killed_and_resumed_on_other_processes_and_another_stage(
 ) -> None:
     run = tmp_path / "run"
     arguments = ("train", TINY, f"run.dir={run}", *data_of(demo), "checkpoint.every_epochs=0.5")
+    # as a background job of a script runs: with SIGINT ignored
+    background = ["bash", "-c", 'trap "" INT; exec "$@"', "bash"]
     process = subprocess.Popen(
-        itm_command(*arguments, "engine.zero_stage=2", "--processes", 2),
+        [*background, *itm_command(*arguments, "engine.zero_stage=2", "--processes", 2)],
         cwd=ROOT,
         env=CLEAN | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.DEVNULL,
