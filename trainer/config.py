@@ -8,7 +8,7 @@ from model.config import LossConfig, ModelConfig
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class RunConfig(_Config):
@@ -35,7 +35,7 @@ class OptimizerConfig(_Config):
 
     lr: float = Field(5e-4, gt=0)
     weight_decay: float = Field(1e-4, ge=0, description="not applied to norms, biases and other vectors")
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.98]
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.98]
     eps: float = Field(1e-8, gt=0)
     tower_lr_scale: float = Field(1.0, ge=0, description="learning rate of the towers, relative to the heads'")
     gradient_clipping: float = Field(2.0, ge=0, description="largest gradient norm; 0 clips nothing")
