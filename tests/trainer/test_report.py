@@ -104,7 +104,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(
     for evaluation in evaluations:
         assert f"{evaluation.result.rsum:.1f}" in page.text
     assert f"{evaluations[0].chance.rsum:.1f}" in page.text
-    assert [path.name for path in out.parent.iterdir()] == ["p.html"]
+    assert [path.name for path in out.parent.iterdir()] == ["page.html"]
 
 
 def test_marks_on_the_page_are_those_of_the_last_runs_hits(
