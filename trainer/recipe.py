@@ -123,9 +123,8 @@ def _explain(error: ValidationError) -> str:
 def _nearest(key: str) -> str:
     keys = recipe_keys()
     same_name = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = (
-        difflib.get_close_matches(key, keys, 1, 0.6) or same_name[:1] or difflib.get_close_matches(key, keys, 1, 0)
-    )
+    # the right name in a wrong section is nearer than all but a slip of the pen
+    near = difflib.get_close_matches(key, keys, 1, 0.8) or difflib.get_close_matches(key, same_name or keys, 1, 0)
     return f"; nearest: {near[0]}"
 
 

@@ -114,6 +114,8 @@ def test_the_last_override_of_a_key_holds(empty: Path) -> None:
         ("optimiser.lr=1", ["optimiser={'lr': 1}: no such key", "nearest: optimizer"]),
         ("lr=1", ["lr=1: no such key", "nearest: optimizer.lr"]),
         ("data.batch_size=8", ["data.batch_size=8", "nearest: data.global_batch_size"]),
+        ("schedule.seed=1", ["schedule.seed=1: no such key", "nearest: run.seed"]),
+        ("run.lr=1", ["run.lr=1: no such key", "nearest: optimizer.lr"]),
         ("model.aahr.topk=8", ["model.aahr.topk=8", "nearest: model.aahr.top_k"]),
         ("optimizer.lr=fast", ["optimizer.lr='fast': should be a valid number"]),
         ("optimizer.lr=-1", ["optimizer.lr=-1: should be greater than 0"]),
