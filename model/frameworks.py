@@ -19,9 +19,7 @@ class DualEncoder(nn.Module):
         widths = tower_widths(config.architecture)
         self.image_tower: ImageTower
         self.text_tower: TextTower
-        self.image_tower, self.text_tower = build_towers(
-            config.architecture, config.pretrained if pretrained else None
-        )
+        self.image_tower, self.text_tower = build_towers(config.architecture, config.pretrained, load=pretrained)
         self.image_head = image_head(config, widths.pooled, widths.image_tokens)
         self.text_head = text_head(config, widths.pooled, widths.text_tokens)
 

@@ -30,7 +30,7 @@ class GroupBatchNorm(nn.Module):
             scale = self.weight * torch.rsqrt(self.running_var + self.eps)
             return (x - self.running_mean) * scale + self.bias
         assert x.shape[0] % self.group == 0, "a rank's batch must hold whole groups; the recipe check ensures it"
-        grouped = x.float().reshape(x.shape[0] // self.group, -1, x.shape[-1])
+        grouped = x.to(self.running_mean.dtype).reshape(x.shape[0] // self.group, -1, x.shape[-1])
         var, mean = torch.var_mean(grouped, dim=1, correction=0, keepdim=True)
         self._advance(mean, var, grouped.shape[1])
         normal = (grouped - mean) * torch.rsqrt(var + self.eps)

@@ -140,6 +140,8 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
 def prune(folder: Path, keep_last: int) -> None:
     """Remove all checkpoints but the newest `keep_last` and the best."""
+    for leftover in folder.glob(".step-*.removed"):  # of a run that was killed here
+        shutil.rmtree(leftover)
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
         return

@@ -8,7 +8,7 @@ from model.config import LossConfig, ModelConfig
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class RunConfig(_Config):
@@ -35,8 +35,11 @@ class OptimizerConfig(_Config):
 
     lr: float = Field(5e-4, gt=0, description="peak learning rate, of the heads")
     weight_decay: float = Field(1e-4, ge=0, description="not applied to norms, biases and other vectors")
+    lr: float = Field(5e-4, gt=0, description="peak learning rate, of the heads")
+    weight_decay: float = Field(1e-4, ge=0, description="not applied to norms, biases and other vectors")
     betas: Annotated[
-        list[float], Field(min_length=2, max_length=2, description="decay of the first and second moment")
+        list[Annotated[float, Field(ge=0, lt=1)]],
+        Field(min_length=2, max_length=2, description="decay of the first and second moment"),
     ] = [0.9, 0.98]
     eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
     tower_lr_scale: float = Field(1.0, ge=0, description="learning rate of the towers, relative to the heads'")

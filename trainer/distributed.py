@@ -44,10 +44,10 @@ def slurm_environment(environment: dict[str, str]) -> dict[str, str]:
 
 
 def first_host(node_list: str) -> str:
-    """The first host of a Slurm node list: `gpu[03-05,7],login` -> `gpu03`."""
-    match = re.match(r"([^,\[]+)(?:\[([^\]\-,]+)[^\]]*\])?", node_list)
-    assert match, f"an empty node list: {node_list!r}"
-    return match[1] + (match[2] or "")
+    """The first host of a Slurm node list: `gpu[03-05,7]-ib,login` -> `gpu03-ib`."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", node_list)
+    assert first, f"an empty node list: {node_list!r}"
+    return re.sub(r"\[([^\]\-,]+)[^\]]*\]", r"\1", first[0])
 
 
 def read_world() -> World:

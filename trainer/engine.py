@@ -29,7 +29,7 @@ def build_framework(encoders: DualEncoder, recipe: Recipe, steps_per_epoch: int)
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Key dropout by (seed, step, rank): a resumed run draws what an uninterrupted one would have."""
-    torch.manual_seed((seed * 1_000_003 + step) * 65_536 + rank)
+    torch.manual_seed(((seed * 1_000_003 + step) * 65_536 + rank) % 2**64)
 
 
 def initialize(framework: Framework, recipe: Recipe, world: World, device: torch.device) -> Any:

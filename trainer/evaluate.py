@@ -17,7 +17,7 @@ from trainer.distributed import World, device_of
 from trainer.embed import Embeddings, embed_split
 from trainer.engine import build_encoders
 from trainer.errors import RunError
-from trainer.metrics import Retrieval, chance, retrieval
+from trainer.metrics import RANKS, Retrieval, chance, retrieval
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def table(rows: dict[str, Retrieval]) -> str:
     """Named results as a plain-text table."""
     width = max(map(len, rows))
     lines = [
-        f"{'':{width}}   image to text          text to image",
-        f"{'':{width}}   R@1    R@5    R@10   R@1    R@5    R@10     rSum",
+        f"{'':{width}} {'image to text':>21}{'text to image':>21}",
+        f"{'':{width}} " + 2 * "".join(f"{f'R@{k}':>7}" for k in RANKS) + f"  {'rSum':>7}",
     ]
     for name, row in rows.items():
         recalls = [*row.i2t.values(), *row.t2i.values()]

@@ -68,7 +68,8 @@ def retrieval_ranks(
 
 def _ranks(scores: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     best = scores.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
-    return ((scores >= best) & ~own).sum(dim=1)
+    # not `>=`: a score that is no number counts against the model, too
+    return (~(scores < best) & ~own).sum(dim=1)
 
 
 def retrieval(images: torch.Tensor, texts: torch.Tensor, caption_image: torch.Tensor) -> Retrieval:

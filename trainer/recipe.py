@@ -62,14 +62,14 @@ def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
 
 
 def _read(path: Path, children: tuple[Path, ...]) -> Tree:
-    if path in children:
+    if path.resolve() in map(Path.resolve, children):
         raise RunError(f"{children[-1]}: extends {path}, which extends it in turn")
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         whose = f" (extended by {children[-1]})" if children else ""
         raise RunError(f"{path}: no such recipe{whose}; the shipped ones are in configs/") from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: not a recipe: {error}") from None
     except yaml.YAMLError as error:
         raise RunError(f"{path}: not valid YAML: {error}") from None
@@ -116,16 +116,15 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "value_error":
         inner = str(first["ctx"]["error"])
         return f"{key}.{inner}{more}" if key else f"{inner}{more}"
-    message = first["msg"].removeprefix("Input should be ")
-    return f"{key}={first['input']!r}: should be {message}{more}"
+    message = first["msg"].replace("Input should be ", "should be ")
+    return f"{key}={first['input']!r}: {message}{more}"
 
 
 def _nearest(key: str) -> str:
     keys = recipe_keys()
     same_name = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = (
-        difflib.get_close_matches(key, keys, 1, 0.6) or same_name[:1] or difflib.get_close_matches(key, keys, 1, 0)
-    )
+    # the right name in a wrong section is nearer than all but a slip of the pen
+    near = difflib.get_close_matches(key, keys, 1, 0.8) or difflib.get_close_matches(key, same_name or keys, 1, 0)
     return f"; nearest: {near[0]}"
 
 

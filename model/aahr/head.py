@@ -28,7 +28,9 @@ class AdaptiveAggregation(nn.Module):
         """(B, D) local and (B, D) global -> (B, D) of length 1."""
         a, g = F.normalize(local, dim=-1), F.normalize(pooled, dim=-1)
         z = torch.sigmoid(self.gate(torch.cat([a, g], dim=-1)))
-        return F.normalize(z * a + (1 - z) * g, dim=-1)
+        mixed = z * a + (1 - z) * g
+        # bfloat16 would leave lengths off by half a percent
+        return F.normalize(mixed.to(torch.promote_types(mixed.dtype, torch.float32)), dim=-1)
 
 
 class AahrHead(nn.Module):

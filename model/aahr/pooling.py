@@ -32,6 +32,8 @@ class GlobalGuidedPooling(nn.Module):
         self.query = nn.Linear(embed_dim, heads * embed_dim, bias=False)
         self.key = nn.Linear(embed_dim, heads * embed_dim, bias=False)
         self.value = nn.Linear(heads * embed_dim, embed_dim, bias=False)
+        # the heads' value maps side by side, each with the initial scale of a D x D map of its own
+        nn.init.uniform_(self.value.weight, -(embed_dim**-0.5), embed_dim**-0.5)
 
     def forward(self, pooled: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
         """(B, D) global, (B, n, D) tokens, (B, n) valid or None -> (B, D)."""

@@ -4,18 +4,23 @@ import difflib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import open_clip
 import torch
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
+from safetensors import SafetensorError
 from torch import nn
 
 from model.errors import ModelError
 from model.features import Features
 
 open_clip.add_model_config(Path(__file__).parent.parent / "architectures")
+
+_NO_WEIGHTS = (AssertionError, AttributeError, EOFError, KeyError, TypeError, UnpicklingError, SafetensorError)
+"""What open_clip and torch raise, beside RuntimeError and OSError, on a file that holds no such weights."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,15 @@ class ImageTower(nn.Module):
         trunk, head = cast(Any, self.visual.trunk), cast(Any, self.visual.head)
         grid = trunk.forward_features(pixels)
         pooled = head(trunk.forward_head(grid))
-        tokens = grid.flatten(2).transpose(1, 2) if grid.ndim == 4 else grid
-        return Features(pooled, tokens, None)
+        return Features(pooled, _patches(trunk, grid), None)
+
+
+def _patches(trunk: Any, grid: torch.Tensor) -> torch.Tensor:
+    """A timm network's features -> (B, n, width), without class and register tokens."""
+    if grid.ndim == 3:
+        return grid[:, getattr(trunk, "num_prefix_tokens", 0) :]
+    channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
+    return grid.flatten(1, 2) if channels_last else grid.flatten(2).transpose(1, 2)
 
 
 class TextTower(nn.Module):
@@ -90,12 +102,14 @@ def tower_widths(architecture: str) -> TowerWidths:
     size = vision.get("image_size", 224)
     if (
         isinstance(size, (tuple, list))
-        or text.get("hf_model_name")
         or isinstance(vision.get("layers"), (list, tuple))
+        or "multimodal_cfg" in config
+        or text.get("hf_model_name")
+        or text.get("hf_tokenizer_name")  # the text tower knows a sentence's end by CLIP's own token ids
     ):
         raise ModelError(
             f"model.architecture {architecture!r}: "
-            "a square ViT or timm image tower with a CLIP text tower is needed"
+            "a square ViT or timm image tower with a CLIP text tower and CLIP's tokenizer is needed"
         )
     if vision.get("timm_model_name"):
         import timm
@@ -118,19 +132,28 @@ def _is_news(record: logging.LogRecord) -> bool:
     return "No pretrained weights loaded" not in record.getMessage()
 
 
-def build_towers(architecture: str, pretrained: str | None = None) -> tuple[ImageTower, TextTower]:
+def build_towers(
+    architecture: str, pretrained: str | None = None, load: bool = True
+) -> tuple[ImageTower, TextTower]:
     """Both towers of an open_clip configuration, with random weights or with `pretrained` ones.
 
-    `pretrained` is a weights tag that open_clip knows or a file. Raises `ModelError` for an unknown
-    architecture, for towers of a kind that is not supported, and for weights that cannot be loaded.
+    `pretrained` is a weights tag that open_clip knows or a file. With `load=False` the weights stay random,
+    for others to be loaded afterwards, while the pixels are still normalised as the tag's were. Raises
+    `ModelError` for an unknown architecture, for towers of a kind that is not supported, and for weights
+    that cannot be loaded.
     """
     _known(architecture)
     logger = logging.getLogger()
     logger.addFilter(_is_news)
     try:
-        clip = open_clip.create_model(architecture, pretrained=pretrained, force_custom_text=True)
+        clip = open_clip.create_model(architecture, pretrained if load else None, force_custom_text=True)
     except (RuntimeError, OSError) as error:
         raise ModelError(f"model.pretrained {pretrained!r} for {architecture}: {error}") from None
+    except _NO_WEIGHTS as error:
+        reason = f"{type(error).__name__} {str(error).partition('. ')[0]}".strip()
+        raise ModelError(
+            f"model.pretrained {pretrained!r} for {architecture}: no weights of it ({reason})"
+        ) from None
     finally:
         logger.removeFilter(_is_news)
     visual, text = clip.visual, clip.text
@@ -139,5 +162,7 @@ def build_towers(architecture: str, pretrained: str | None = None) -> tuple[Imag
             f"model.architecture {architecture!r}: {type(visual).__name__} and {type(text).__name__} are not "
             "supported; choose one with a ViT or timm image tower and a CLIP text transformer"
         )
-    settings = open_clip.get_model_preprocess_cfg(clip)
+    settings = open_clip.get_model_preprocess_cfg(clip) | open_clip.get_pretrained_cfg(
+        architecture, pretrained or ""
+    )
     return ImageTower(visual, settings["mean"], settings["std"]), TextTower(text)

@@ -28,27 +28,39 @@ def write_report(
         if not (run / METRICS).is_file():
             raise RunError(f"{run}: no {METRICS} in it; give the folder of a run")
     evaluations = [evaluate(run, data, on_batch=on_batch) for run in runs]
-    last = evaluations[-1]
+    last, names = evaluations[-1], _names([run.resolve() for run in runs])
     environment = Environment(
         loader=PackageLoader("trainer.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     page = environment.get_template("page.html.j2").render(
-        title=" and ".join(run.name for run in runs),
+        title=" and ".join(names),
         split=last.manifest,
         rows=[
             ("chance", "a random ranking", last.chance),
-            *(
-                (run.name, f"step {e.checkpoint.step:,}", e.result)
-                for run, e in zip(runs, evaluations, strict=True)
-            ),
+            *((name, f"step {e.checkpoint.step:,}", e.result) for name, e in zip(names, evaluations, strict=True)),
         ],
-        curves=curves({run.name: (read_rows(run / METRICS), read_rows(run / EVALUATIONS)) for run in runs}),
-        gallery_run=runs[-1].name,
+        curves=curves(
+            {
+                name: (read_rows(run / METRICS), read_rows(run / EVALUATIONS))
+                for name, run in zip(names, runs, strict=True)
+            }
+        ),
+        gallery_run=names[-1],
         text_queries=text_queries(last.manifest, last.embeddings, QUERIES),
         image_queries=image_queries(last.manifest, last.embeddings, QUERIES),
-        recipes=[(run.name, dump_recipe(e.checkpoint.recipe)) for run, e in zip(runs, evaluations, strict=True)],
+        recipes=[(name, dump_recipe(e.checkpoint.recipe)) for name, e in zip(names, evaluations, strict=True)],
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as stream:
         stream.write(page.encode())
     return evaluations
+
+
+def _names(runs: list[Path]) -> list[str]:
+    """The folders' names, with as many of their parents as it takes to tell the runs apart."""
+    deepest = max(len(run.parts) for run in runs)
+    for depth in range(1, deepest):
+        names = ["/".join(run.parts[-depth:]) for run in runs]
+        if len(set(names)) == len(runs):
+            return names
+    return [str(run) for run in runs]

@@ -1,0 +1,106 @@
+"""The framework in one process; over several ranks: test_collectives.py."""
+
+import pytest
+import torch
+from test_hinge import hinge_with_loops
+
+from model.config import AahrConfig, BaseLossConfig, LossConfig, ModelConfig
+from model.frameworks import DualEncoder, Framework
+from model.tokenizer import build_tokenizer
+
+CONFIG = ModelConfig(
+    architecture="itm-tiny",
+    embed_dim=16,
+    norm_group=2,
+    aahr=AahrConfig(fragment_heads=2, pooling_heads=2, dropout=0.0),
+)
+TEXTS = ["a red circle", "a dog", "two cats and a long caption", "a house", "the sea", "a green tree"]
+
+
+def batch(ids: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (len(ids), 32, 32, 3), dtype=torch.uint8, generator=generator)
+    return images, build_tokenizer("itm-tiny")(TEXTS[: len(ids)]), torch.tensor(ids)
+
+
+@pytest.fixture(scope="module")
+def encoders() -> DualEncoder:
+    torch.manual_seed(0)
+    return DualEncoder(CONFIG).train()
+
+
+def expected_loss(encoders: DualEncoder, ids: list[int], hardest: bool) -> torch.Tensor:
+    images, text, _ = batch(ids)
+    image, caption = encoders.encode_image(images).double(), encoders.encode_text(text).double()
+    return hinge_with_loops(image, caption, caption, ids, ids, hardest) + hinge_with_loops(
+        caption, image, image, ids, ids, hardest
+    )
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2, 3, 4, 5], [7, 1, 7, 1, 4, 7]], ids=["different", "same images"])
+@pytest.mark.parametrize("hardest", [True, False], ids=["hardest", "all"])
+def test_loss_and_gradients_are_those_of_the_loops(encoders: DualEncoder, ids: list[int], hardest: bool) -> None:
+    loss = LossConfig(base=BaseLossConfig(weight=3.0, all_negatives_steps=0 if hardest else 1))
+    losses = Framework(encoders, loss, steps_per_epoch=1)(*batch(ids), 0)
+    expected = expected_loss(encoders, ids, hardest)
+    assert set(losses) == {"loss", "base"}
+    assert not losses["base"].requires_grad
+    torch.testing.assert_close(losses["base"].double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(losses["loss"].double(), 3 * expected, rtol=1e-5, atol=1e-6)
+    parameters = dict(encoders.named_parameters())
+    mine = torch.autograd.grad(losses["loss"], list(parameters.values()))
+    theirs = torch.autograd.grad(3 * expected, list(parameters.values()))
+    for name, a, b in zip(parameters, mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_every_parameter_of_the_encoders_is_trained(encoders: DualEncoder) -> None:
+    losses = Framework(encoders, LossConfig(), steps_per_epoch=1)(*batch([0, 1, 2, 3]), 0)
+    grads = torch.autograd.grad(losses["loss"], list(encoders.parameters()), allow_unused=True)
+    assert [n for (n, _), g in zip(encoders.named_parameters(), grads, strict=True) if g is None] == []
+
+
+@pytest.mark.parametrize(("setting", "switch"), [(None, 5), (3, 3), (0, 0)])
+def test_the_hardest_negative_takes_over_at_the_configured_step(
+    encoders: DualEncoder, setting: int | None, switch: int
+) -> None:
+    loss = LossConfig(base=BaseLossConfig(all_negatives_steps=setting))
+    framework, ids = Framework(encoders, loss, steps_per_epoch=5), [0, 1, 2, 3]
+    with torch.no_grad():
+        values = [float(framework(*batch(ids), step)["base"]) for step in range(8)]
+        mean, hardest = (float(expected_loss(encoders, ids, kind)) for kind in (False, True))
+    assert hardest > mean + 1e-3
+    assert values == pytest.approx([mean] * switch + [hardest] * (8 - switch), abs=1e-5)
+
+
+def test_pairs_of_one_image_only_have_no_loss(encoders: DualEncoder) -> None:
+    losses = Framework(encoders, LossConfig(), steps_per_epoch=0)(*batch([4, 4, 4, 4]), 0)
+    assert losses["loss"].item() == 0
+
+
+def test_bfloat16_leaves_losses_and_weights_in_float32(encoders: DualEncoder) -> None:
+    ids = [0, 1, 2, 3, 4, 5]
+    plain = Framework(encoders, LossConfig(), steps_per_epoch=0)(*batch(ids), 0)
+    rounded = Framework(encoders, LossConfig(), steps_per_epoch=0, autocast=torch.bfloat16)(*batch(ids), 0)
+    assert {value.dtype for value in rounded.values()} == {torch.float32}
+    assert rounded["loss"] != plain["loss"]
+    assert rounded["loss"].item() == pytest.approx(plain["loss"].item(), rel=0.05)
+    grads = torch.autograd.grad(rounded["loss"], list(encoders.parameters()))
+    assert {grad.dtype for grad in grads} == {torch.float32}
+
+
+def test_embeddings_of_both_towers_have_length_one_and_the_configured_width(encoders: DualEncoder) -> None:
+    images, text, _ = batch([0, 1, 2, 3])
+    for embedding in (encoders.encode_image(images), encoders.encode_text(text)):
+        assert embedding.shape == (4, 16)
+        torch.testing.assert_close(embedding.norm(dim=1), torch.ones(4))
+
+
+def test_in_evaluation_an_embedding_does_not_depend_on_the_rest_of_the_batch(encoders: DualEncoder) -> None:
+    images, text, _ = batch([0, 1, 2, 3])
+    encoders.eval()
+    with torch.no_grad():
+        alone = encoders.encode_image(images[2:3]), encoders.encode_text(text[2:3])
+        together = encoders.encode_image(images)[2:3], encoders.encode_text(text)[2:3]
+    encoders.train()
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)

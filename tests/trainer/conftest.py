@@ -1,0 +1,62 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import model  # noqa: F401  (lets torchvision, and so open_clip, import beside a CPU build of torch)
+from shards.convert import write_split
+from shards.demo.source import demo_records
+from trainer.config import Recipe
+from trainer.recipe import dump_recipe
+
+TINY: dict[str, Any] = {
+    "data": {"global_batch_size": 8},
+    "model": {
+        "architecture": "itm-tiny",
+        "embed_dim": 16,
+        "norm_group": 2,
+        "aahr": {"fragment_heads": 2, "pooling_heads": 2},
+    },
+}
+
+
+def merged(below: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    return below | {k: merged(below.get(k, {}), v) if isinstance(v, dict) else v for k, v in over.items()}
+
+
+@pytest.fixture
+def tiny_recipe() -> Callable[..., Recipe]:
+    """A recipe of a tiny model; `tiny_recipe(optimizer={"lr": 1.0})` changes it."""
+    return lambda **changes: Recipe.model_validate(merged(TINY, changes))
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of shards: train (20 images), val (6), test (6)."""
+    root = tmp_path_factory.mktemp("demo")
+    for split, count in (("train", 20), ("val", 6), ("test", 6)):
+        write_split(demo_records(split, count, 1), root / split, dataset="demo", split=split, samples_per_shard=7)
+    return root
+
+
+@pytest.fixture
+def add_checkpoint() -> Callable[..., Path]:
+    """Writes `checkpoints/step-N` into a run's folder, without weights."""
+
+    def add(run: Path, step: int, rsum: float | None = None, recipe: Recipe | None = None) -> Path:
+        folder = run / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        state = {
+            "format_version": 1,
+            "step": step,
+            "loader": {"epoch": 2, "position": 40},
+            "val": None if rsum is None else {"rsum": rsum},
+            "versions": {},
+        }
+        (folder / "state.json").write_text(json.dumps(state))
+        (folder / "recipe.yaml").write_text(dump_recipe(recipe or Recipe.model_validate(TINY)))
+        return folder
+
+    return add

@@ -1,0 +1,169 @@
+"""What is checked before a run starts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shards.errors import DataError
+from trainer.config import Recipe
+from trainer.errors import RunError
+from trainer.plan import Plan, make_plan
+
+MakePlan = Callable[..., Plan]
+
+
+@pytest.fixture
+def plan(demo: Path, tmp_path: Path, tiny_recipe: Callable[..., Recipe]) -> MakePlan:
+    """Plans a run on the demo data, in `tmp_path`/run; sections of the recipe change by name."""
+
+    def make(processes: int = 1, run: dict | None = None, data: dict | None = None, **sections: dict) -> Plan:
+        data = {"train": str(demo / "train"), "val": str(demo / "val")} | (data or {})
+        run = {"dir": str(tmp_path / "run")} | (run or {})
+        return make_plan(tiny_recipe(run=run, data=data, **sections), processes)
+
+    return make
+
+
+def test_a_fresh_run_counts_its_steps_and_writes_nothing(plan: MakePlan, tmp_path: Path) -> None:
+    made = plan(schedule={"epochs": 2.5})
+    assert (made.steps_per_epoch, made.total_steps) == (2, 5)  # 20 images in batches of 8, the rest dropped
+    assert (made.resume, made.init_from, made.changed, made.finished) == (None, None, (), False)
+    assert (made.steps_between(1.0), made.steps_between(0.5), made.steps_between(0.001)) == (2, 1, 1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_however_short_a_run_has_a_step(plan: MakePlan) -> None:
+    assert plan(schedule={"epochs": 0.01}).total_steps == 1
+
+
+def test_the_summary_says_what_would_run(plan: MakePlan, tmp_path: Path) -> None:
+    text = "\n".join(plan(processes=2).summary())
+    for part in (str(tmp_path / "run"), "random weights", "20 images", ": 6", "itm-tiny", "20 of 8 pairs"):
+        assert part in text
+    assert "2 processes, ZeRO-2, float32" in text
+    assert "no val" in "\n".join(plan(data={"val": None}).summary())
+
+
+@pytest.mark.parametrize("key", ["train", "val"])
+def test_the_test_split_is_refused(plan: MakePlan, demo: Path, key: str) -> None:
+    with pytest.raises(RunError, match=rf"data\.{key}=.*test: a test split"):
+        plan(data={key: str(demo / "test")})
+
+
+def test_a_run_needs_a_folder(plan: MakePlan, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"run\.dir: not given"):
+        plan(run={"dir": ""})
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"run\.dir=.*file: is a file"):
+        plan(run={"dir": str(tmp_path / "file")})
+
+
+def test_a_run_needs_data(plan: MakePlan, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"data\.train: not given"):
+        plan(data={"train": ""})
+    for key in ("train", "val"):
+        with pytest.raises(DataError, match="nowhere"):
+            plan(data={key: str(tmp_path / "nowhere")})
+
+
+def test_a_batch_must_divide_among_the_processes(plan: MakePlan) -> None:
+    with pytest.raises(RunError, match=r"data\.global_batch_size=8: does not divide among 3 processes"):
+        plan(processes=3)
+
+
+def test_a_processs_share_must_hold_whole_norm_groups(plan: MakePlan) -> None:
+    plan(processes=4)
+    with pytest.raises(RunError, match=r"model\.norm_group=4: does not divide the 2 pairs"):
+        plan(processes=4, model={"norm_group": 4})
+
+
+def test_more_processes_than_samples_are_refused(plan: MakePlan) -> None:
+    with pytest.raises(RunError, match="21 processes for 20 samples"):
+        plan(processes=21, data={"val": None})
+    with pytest.raises(RunError, match=r"val: 6 samples for 8 processes"):
+        plan(processes=8, model={"norm_group": 1})
+
+
+def test_a_batch_larger_than_the_data_is_refused(plan: MakePlan) -> None:
+    with pytest.raises(RunError, match=r"data\.global_batch_size=22.*has only 20 samples"):
+        plan(data={"global_batch_size": 22})
+
+
+def test_a_second_call_resumes_from_the_newest_checkpoint_not_the_best(
+    plan: MakePlan, tmp_path: Path, add_checkpoint: Callable[..., Path]
+) -> None:
+    recipe = plan().recipe
+    add_checkpoint(tmp_path / "run", 5, 90.0, recipe)
+    newest = add_checkpoint(tmp_path / "run", 10, 10.0, recipe)
+    made = plan()
+    assert made.resume is not None
+    assert (made.resume.path, made.resume.step, made.changed) == (newest, 10, ())
+    assert (made.resume.position.epoch, made.resume.position.position) == (2, 40)
+    assert "step 10" in made.summary()[0]
+    assert not made.finished
+    assert plan(schedule={"epochs": 5}).finished
+
+
+def test_what_changed_since_the_checkpoint_is_listed(
+    plan: MakePlan, tmp_path: Path, add_checkpoint: Callable[..., Path]
+) -> None:
+    add_checkpoint(tmp_path / "run", 5, recipe=plan().recipe)
+    made = plan(schedule={"epochs": 20}, optimizer={"lr": 0.1}, data={"val": None})
+    assert made.changed == (
+        f"data.val: {plan().recipe.data.val} -> None",
+        "optimizer.lr: 0.0005 -> 0.1",
+        "schedule.epochs: 10.0 -> 20.0",
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("model", {"norm_group": 4}, r"model\.norm_group=4: .*with model\.norm_group=2"),
+        ("model", {"aahr": {"top_k": 1}}, r"model\.aahr\.top_k=1: .*with model\.aahr\.top_k=2"),
+        ("run", {"seed": 3}, r"run\.seed=3: .*with run\.seed=0"),
+        ("data", {"captions": "first"}, r"data\.captions=first: .*with data\.captions=one"),
+        ("run", {"init_from": "elsewhere"}, r"run\.init_from=elsewhere: .*with run\.init_from=None"),
+    ],
+)
+def test_a_resumed_run_cannot_become_another_run(
+    plan: MakePlan,
+    tmp_path: Path,
+    add_checkpoint: Callable[..., Path],
+    section: str,
+    change: dict,
+    message: str,
+) -> None:
+    add_checkpoint(tmp_path / "run", 5, recipe=plan().recipe)
+    with pytest.raises(RunError, match=message):
+        plan(**{section: change})
+
+
+def test_a_moved_run_still_resumes(plan: MakePlan, tmp_path: Path, add_checkpoint: Callable[..., Path]) -> None:
+    add_checkpoint(tmp_path / "run", 5, recipe=plan().recipe)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    made = plan(run={"dir": str(tmp_path / "moved")})
+    assert made.resume is not None
+    assert made.changed == ()
+
+
+def test_a_new_run_can_start_from_the_best_checkpoint_of_another(
+    plan: MakePlan, tmp_path: Path, add_checkpoint: Callable[..., Path]
+) -> None:
+    best = add_checkpoint(tmp_path / "first", 5, 90.0)
+    add_checkpoint(tmp_path / "first", 10, 10.0)
+    first = {"init_from": str(tmp_path / "first")}
+    made = plan(run=first)
+    assert made.init_from is not None
+    assert (made.init_from.path, made.resume) == (best, None)
+    assert f"the weights of {best}" in made.summary()[0]
+    add_checkpoint(tmp_path / "run", 2, recipe=made.recipe)
+    resumed = plan(run=first)  # its own checkpoint counts, even where the other run is gone
+    assert resumed.init_from is None
+    assert resumed.resume is not None
+
+
+def test_starting_from_nothing_is_a_users_error(plan: MakePlan, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="nowhere: no such run or checkpoint"):
+        plan(run={"init_from": str(tmp_path / "nowhere")})
