@@ -35,8 +35,6 @@ class OptimizerConfig(_Config):
 
     lr: float = Field(5e-4, gt=0, description="peak learning rate, of the heads")
     weight_decay: float = Field(1e-4, ge=0, description="not applied to norms, biases and other vectors")
-    lr: float = Field(5e-4, gt=0, description="peak learning rate, of the heads")
-    weight_decay: float = Field(1e-4, ge=0, description="not applied to norms, biases and other vectors")
     betas: Annotated[
         list[Annotated[float, Field(ge=0, lt=1)]],
         Field(min_length=2, max_length=2, description="decay of the first and second moment"),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_aahr_pooling import attend_directly, top_k_mean_with_loops
+from tests.model.test_aahr_pooling import attend_directly, top_k_mean_with_loops
 from torch.nn.functional import layer_norm
 
 from model.aahr.head import AahrHead, AdaptiveAggregation, FragmentGraph, image_head, text_head
