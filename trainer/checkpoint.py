@@ -11,7 +11,7 @@ Nothing in it is pickled, so loading one executes no code.
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,22 +31,39 @@ STATE, WEIGHTS, OPTIMIZER, RECIPE = "state.json", "weights.safetensors", "optimi
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a run has come; a checkpoint's `state.json` holds it."""
+
+    step: int
+    """Applied optimiser steps."""
+    loader: Position
+    data: dict[str, Any]
+    """The training split that the position counts in: `dataset`, `split` and `samples`."""
+    val: dict[str, Any] | None = None
+    """Recalls on val, where they were measured at this step."""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """What `state.json` says of one checkpoint."""
+    """One whole checkpoint on disk."""
 
     path: Path
-    step: int
-    position: Position
-    val: dict[str, Any] | None
+    progress: Progress
+
+    @property
+    def step(self) -> int:
+        return self.progress.step
+
+    @property
+    def val(self) -> dict[str, Any] | None:
+        return self.progress.val
 
     @property
     def recipe(self) -> Recipe:
         return load_recipe(self.path / RECIPE)
 
 
-def save_checkpoint(
-    folder: Path, engine: Any, recipe: Recipe, step: int, position: Position, val: dict[str, Any] | None
-) -> None:
+def save_checkpoint(folder: Path, engine: Any, recipe: Recipe, progress: Progress) -> None:
     """Write `folder`/step-N. All ranks call it together; rank 0 writes."""
     main = engine.global_rank == 0
     weights: dict[str, torch.Tensor] = {}
@@ -64,12 +81,10 @@ def save_checkpoint(
         weights |= {name: b.cpu() for name, b in engine.module.named_buffers() if name in persistent}
         state = {
             "format_version": FORMAT_VERSION,
-            "step": step,
-            "loader": {"epoch": position.epoch, "position": position.position},
-            "val": val,
+            **asdict(progress),
             "versions": {name: version(name) for name in ("itm-scale", "torch", "deepspeed", "open_clip_torch")},
         }
-        _commit(folder / f"step-{step:08d}", weights, moments, state, recipe)
+        _commit(folder / f"step-{progress.step:08d}", weights, moments, state, recipe)
     torch.distributed.barrier()
 
 
@@ -93,7 +108,7 @@ def _commit(
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
         if path.exists():  # the same step, written again by a run that resumed before it
-            shutil.rmtree(path)
+            _remove(path)
         partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -112,7 +127,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise RunError(
                 f"{path}: checkpoint format {state['format_version']}, this program reads {FORMAT_VERSION}"
             )
-        return Checkpoint(path, state["step"], Position(**state["loader"]), state["val"])
+        progress = Progress(state["step"], Position(**state["loader"]), state["data"], state["val"])
+        return Checkpoint(path, progress)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path / STATE}: not a checkpoint's state ({error!r})") from None
 
@@ -148,10 +164,15 @@ def prune(folder: Path, keep_last: int) -> None:
     best = best_checkpoint(checkpoints)
     for checkpoint in checkpoints[:-keep_last]:
         if checkpoint.path != best.path:
-            # renamed first: a half-removed folder must not look like a checkpoint
-            doomed = checkpoint.path.with_name(f".{checkpoint.path.name}.removed")
-            checkpoint.path.rename(doomed)
-            shutil.rmtree(doomed)
+            _remove(checkpoint.path)
+
+
+def _remove(path: Path) -> None:
+    # renamed first: a half-removed folder must not look like a checkpoint
+    doomed = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def load_weights(module: torch.nn.Module, checkpoint: Checkpoint, prefix: str = "") -> list[str]:

@@ -16,14 +16,14 @@ from shards.batch import Batch
 from shards.dataset import ShardDataset
 from shards.images import center_crop, random_resized_crop
 from shards.loader import Position, Rank, TrainLoader
-from trainer.checkpoint import load_optimizer, load_weights, prune, save_checkpoint
+from trainer.checkpoint import Progress, load_optimizer, load_weights, prune, save_checkpoint
 from trainer.distributed import World, device_of, start, stop
 from trainer.embed import embed_split
 from trainer.engine import build_encoders, build_framework, initialize, seed_step, set_learning_rate
 from trainer.errors import RunError
 from trainer.logs import RunLog
 from trainer.metrics import retrieval
-from trainer.plan import Plan
+from trainer.plan import Plan, split_identity
 from trainer.recipe import dump_recipe
 from trainer.schedule import learning_rate_scale
 
@@ -69,7 +69,7 @@ class Trainer:
         tokenize = build_tokenizer(recipe.model.architecture)
         crop = random_resized_crop(side, recipe.data.min_crop_scale)
         train_set = ShardDataset(plan.train, crop, tokenize, recipe.run.seed, recipe.data.captions)
-        state = plan.resume.position if plan.resume else Position()
+        state = plan.resume.progress.loader if plan.resume else Position()
         loader = TrainLoader(
             train_set,
             recipe.data.global_batch_size,
@@ -107,12 +107,14 @@ class Trainer:
             if log:
                 log.advance()
             last = self.step == plan.total_steps
-            if last or self.step == 1 or self.step % recipe.log.every_steps == 0:
+            evaluates = self.val is not None and (last or self.step % evaluate_every == 0)
+            saves = last or evaluates or self.step % checkpoint_every == 0
+            # measured before every save, too: what is saved was trained on finite losses
+            if saves or self.step == 1 or self.step % recipe.log.every_steps == 0:
                 row = self._measure(losses, lr)
                 if log:
                     log.metrics(row | meter.read(self.step))
-            evaluates = self.val is not None and (last or self.step % evaluate_every == 0)
-            if last or evaluates or self.step % checkpoint_every == 0:
+            if saves:
                 self._save(log, self._evaluate(log) if evaluates else None)
                 meter.restart(self.step)
 
@@ -163,7 +165,8 @@ class Trainer:
 
     def _save(self, log: RunLog | None, val: dict[str, Any] | None) -> None:
         folder = self.plan.run_dir / "checkpoints"
-        save_checkpoint(folder, self.engine, self.recipe, self.step, self.loader.state, val)
+        progress = Progress(self.step, self.loader.state, split_identity(self.plan.train), val)
+        save_checkpoint(folder, self.engine, self.recipe, progress)
         if log:
             prune(folder, self.recipe.checkpoint.keep_last)
 

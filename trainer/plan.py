@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shards.manifest import Manifest, read_manifest
 from trainer.checkpoint import Checkpoint, find_checkpoint, list_checkpoints
@@ -9,7 +10,7 @@ from trainer.config import Recipe
 from trainer.errors import RunError
 from trainer.recipe import flatten
 
-FIXED = ("model.", "data.train", "data.captions", "run.seed", "run.init_from")
+FIXED = ("model.", "data.captions", "run.seed", "run.init_from")
 """Settings that decide what a run's checkpoints mean, so a resumed run cannot change them."""
 
 
@@ -88,7 +89,7 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
         total_steps=max(1, round(recipe.schedule.epochs * steps_per_epoch)),
         resume=resume,
         init_from=init_from,
-        changed=_changes(resume, recipe) if resume else (),
+        changed=_changes(resume, recipe, train) if resume else (),
     )
 
 
@@ -117,7 +118,17 @@ def _check_batch(recipe: Recipe, train: Manifest, processes: int) -> None:
         )
 
 
-def _changes(resume: Checkpoint, recipe: Recipe) -> tuple[str, ...]:
+def split_identity(manifest: Manifest) -> dict[str, Any]:
+    """What makes a split the same one wherever its folder lies."""
+    return {"dataset": manifest.dataset, "split": manifest.split, "samples": manifest.num_samples}
+
+
+def _changes(resume: Checkpoint, recipe: Recipe, train: Manifest) -> tuple[str, ...]:
+    if resume.progress.data != split_identity(train):
+        raise RunError(
+            f"data.train={train.root}: {split_identity(train)}, but {resume.path} was trained on "
+            f"{resume.progress.data}; resume with the same, or give another run.dir"
+        )
     before, now = flatten(resume.recipe.model_dump()), flatten(recipe.model_dump())
     changed = [key for key in now if before[key] != now[key] and key != "run.dir"]
     for key in changed:

@@ -132,6 +132,27 @@ def _is_news(record: logging.LogRecord) -> bool:
     return "No pretrained weights loaded" not in record.getMessage()
 
 
+def _with_random_weights(architecture: str) -> Any:
+    logger = logging.getLogger()
+    logger.addFilter(_is_news)
+    try:
+        return open_clip.create_model(architecture, force_custom_text=True)
+    finally:
+        logger.removeFilter(_is_news)
+
+
+def _with_weights(architecture: str, pretrained: str) -> Any:
+    try:
+        return open_clip.create_model(architecture, pretrained, force_custom_text=True)
+    except (RuntimeError, OSError) as error:
+        raise ModelError(f"model.pretrained {pretrained!r} for {architecture}: {error}") from None
+    except _NO_WEIGHTS as error:
+        reason = f"{type(error).__name__} {str(error).partition('. ')[0]}".strip()
+        raise ModelError(
+            f"model.pretrained {pretrained!r} for {architecture}: no weights of it ({reason})"
+        ) from None
+
+
 def build_towers(
     architecture: str, pretrained: str | None = None, load: bool = True
 ) -> tuple[ImageTower, TextTower]:
@@ -143,26 +164,18 @@ def build_towers(
     that cannot be loaded.
     """
     _known(architecture)
-    logger = logging.getLogger()
-    logger.addFilter(_is_news)
-    try:
-        clip = open_clip.create_model(architecture, pretrained if load else None, force_custom_text=True)
-    except (RuntimeError, OSError) as error:
-        raise ModelError(f"model.pretrained {pretrained!r} for {architecture}: {error}") from None
-    except _NO_WEIGHTS as error:
-        reason = f"{type(error).__name__} {str(error).partition('. ')[0]}".strip()
+    tag = open_clip.get_pretrained_cfg(architecture, pretrained or "")
+    if tag.get("quick_gelu") and not open_clip.get_model_config(architecture).get("quick_gelu"):
         raise ModelError(
-            f"model.pretrained {pretrained!r} for {architecture}: no weights of it ({reason})"
-        ) from None
-    finally:
-        logger.removeFilter(_is_news)
+            f"model.pretrained {pretrained!r} was trained with another activation than {architecture} has; "
+            f"set model.architecture to {architecture}-quickgelu"
+        )
+    clip = _with_weights(architecture, pretrained) if pretrained and load else _with_random_weights(architecture)
     visual, text = clip.visual, clip.text
     if not isinstance(visual, VisionTransformer | TimmModel) or not isinstance(text, TextTransformer):
         raise ModelError(
             f"model.architecture {architecture!r}: {type(visual).__name__} and {type(text).__name__} are not "
             "supported; choose one with a ViT or timm image tower and a CLIP text transformer"
         )
-    settings = open_clip.get_model_preprocess_cfg(clip) | open_clip.get_pretrained_cfg(
-        architecture, pretrained or ""
-    )
+    settings = open_clip.get_model_preprocess_cfg(clip) | tag
     return ImageTower(visual, settings["mean"], settings["std"]), TextTower(text)

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.model.test_aahr_pooling import attend_directly, top_k_mean_with_loops
 from torch.nn.functional import layer_norm
 
 from model.aahr.head import AahrHead, AdaptiveAggregation, FragmentGraph, image_head, text_head
 from model.aahr.projection import GlobalProjection, ImageLocalProjection
 from model.config import AahrConfig, ModelConfig
 from model.features import Features
+from tests.model.test_aahr_pooling import attend_directly, top_k_mean_with_loops
 
 D, HEADS, GROUP = 8, 2, 2
 POOLED, WIDTH = 5, 7

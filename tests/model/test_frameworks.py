@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from test_hinge import hinge_with_loops
 
 from model.config import AahrConfig, BaseLossConfig, LossConfig, ModelConfig
 from model.frameworks import DualEncoder, Framework
 from model.tokenizer import build_tokenizer
+from tests.model.test_hinge import hinge_with_loops
 
 CONFIG = ModelConfig(
     architecture="itm-tiny",

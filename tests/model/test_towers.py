@@ -1,5 +1,6 @@
 """The towers and their tokenizer: what they promise about shapes, masks, seeds and weights."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,21 @@ OURS = {  # architecture: patches, and what tower_widths says
     "itm-tiny": (4, TowerWidths(32, 32, 32, 32, 16)),
     "itm-mini": (64, TowerWidths(128, 128, 128, 64, 32)),
     "itm-small": (49, TowerWidths(192, 192, 192, 112, 24)),
-    "itm-conv": (9, TowerWidths(192, 320, 192, 112, 24)),
+    "tests-convnext": (9, TowerWidths(32, 320, 32, 112, 16)),
 }
 START, END = 49406, 49407
+
+
+@pytest.fixture(autouse=True, scope="module")
+def convnext(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An architecture with a timm image tower."""
+    vision = {"image_size": 112, "timm_model_name": "convnext_atto", "timm_pool": "", "timm_proj": "linear"}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    folder = tmp_path_factory.mktemp("architectures")
+    (folder / "tests-convnext.json").write_text(
+        json.dumps({"embed_dim": 32, "vision_cfg": vision | {"timm_model_pretrained": False}, "text_cfg": text})
+    )
+    open_clip.add_model_config(folder)
 
 
 def pixels(count: int, side: int, seed: int = 0) -> torch.Tensor:
@@ -287,3 +300,8 @@ def test_pixels_are_normalised_for_the_pretrained_tag_also_where_its_weights_are
     tower = DualEncoder(config, pretrained=False).image_tower
     torch.testing.assert_close(tower.mean.flatten(), 255 * torch.tensor([0.1, 0.2, 0.3]))
     torch.testing.assert_close(tower.std.flatten(), 255 * torch.tensor([0.4, 0.5, 0.6]))
+
+
+def test_weights_of_another_activation_are_refused_with_the_right_architecture() -> None:
+    with pytest.raises(ModelError, match=r"set model\.architecture to ViT-B-32-quickgelu"):
+        build_towers("ViT-B-32", "openai")

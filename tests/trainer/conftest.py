@@ -52,6 +52,7 @@ def add_checkpoint() -> Callable[..., Path]:
             "format_version": 1,
             "step": step,
             "loader": {"epoch": 2, "position": 40},
+            "data": {"dataset": "demo", "split": "train", "samples": 20},
             "val": None if rsum is None else {"rsum": rsum},
             "versions": {},
         }

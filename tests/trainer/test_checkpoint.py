@@ -45,7 +45,7 @@ def test_a_checkpoint_knows_its_step_its_place_in_the_data_and_its_recipe(
     tmp_path: Path, add_checkpoint: AddCheckpoint
 ) -> None:
     checkpoint = read_checkpoint(add_checkpoint(tmp_path, 7, 12.0))
-    assert (checkpoint.step, checkpoint.position.epoch, checkpoint.position.position) == (7, 2, 40)
+    assert (checkpoint.step, checkpoint.progress.loader.epoch, checkpoint.progress.loader.position) == (7, 2, 40)
     assert checkpoint.val == {"rsum": 12.0}
     assert checkpoint.recipe.model.architecture == "itm-tiny"
 

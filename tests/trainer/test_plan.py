@@ -99,7 +99,7 @@ def test_a_second_call_resumes_from_the_newest_checkpoint_not_the_best(
     made = plan()
     assert made.resume is not None
     assert (made.resume.path, made.resume.step, made.changed) == (newest, 10, ())
-    assert (made.resume.position.epoch, made.resume.position.position) == (2, 40)
+    assert (made.resume.progress.loader.epoch, made.resume.progress.loader.position) == (2, 40)
     assert "step 10" in made.summary()[0]
     assert not made.finished
     assert plan(schedule={"epochs": 5}).finished
