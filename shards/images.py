@@ -34,6 +34,12 @@ def open_image(data: bytes) -> Image.Image:
     return image
 
 
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to white
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    return image.convert("RGB")
+
+
 def _crop(image: Image.Image, side: int, box: tuple[float, float, float, float]) -> Pixels:
     # draft lets libjpeg decode at 1/2, 1/4 or 1/8 scale where that still holds enough pixels both ways
     scale = side / min(box[2] - box[0], box[3] - box[1])
@@ -41,7 +47,7 @@ def _crop(image: Image.Image, side: int, box: tuple[float, float, float, float])
     image.draft("RGB", (round(before[0] * scale), round(before[1] * scale)))
     x, y = image.width / before[0], image.height / before[1]
     drafted = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
-    resized = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC, drafted, reducing_gap=3.0)
+    resized = _to_rgb(image).resize((side, side), Image.Resampling.BICUBIC, drafted, reducing_gap=3.0)
     return np.asarray(resized)
 
 

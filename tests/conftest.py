@@ -27,22 +27,34 @@ def test_data() -> Path:
     return Path(os.environ["ITM_TEST_DATA"])
 
 
+_LAUNCHER = ("SLURM_", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(_LAUNCHER)} | {
+    "PYTHONPATH": str(REPOSITORY)
+}
+"""For a process that imports this checkout and is no launcher's child."""
+
+
+def itm_command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "trainer.cli", *map(str, arguments)]
+
+
+def run_itm(cwd: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line of this checkout in a process of its own."""
+    return subprocess.run(
+        itm_command(*arguments),
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=ENVIRONMENT,
+        timeout=300,
+        check=False,
+    )
+
+
 @pytest.fixture
 def itm(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the command line of this checkout in a process of its own, in `tmp_path`."""
-
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "trainer.cli", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            timeout=300,
-            check=False,
-        )
-
-    return run
+    """`itm ARGUMENTS` in `tmp_path`."""
+    return partial(run_itm, tmp_path)
 
 
 def numbered_record(number: int, captions: int = 3, side: int = 24) -> Record:

@@ -74,8 +74,8 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
         raise RunError("data.train: not given; add data.train=FOLDER, a folder of shards")
     train = read_manifest(Path(recipe.data.train))
     val = read_manifest(Path(recipe.data.val)) if recipe.data.val else None
-    _check_splits(train, val, processes)
     _check_batch(recipe, train, processes)
+    _check_splits(train, val, processes)
     steps_per_epoch = train.num_samples // recipe.data.global_batch_size
     checkpoints = list_checkpoints(Path(recipe.run.dir) / "checkpoints")
     resume = checkpoints[-1] if checkpoints else None

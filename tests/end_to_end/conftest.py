@@ -1,39 +1,24 @@
 """The command line as a user types it, on a small demo data set."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "tests/end_to_end/tiny.yaml"
-CLEAN = {
-    key: value
-    for key, value in os.environ.items()
-    if not key.startswith(("SLURM_", "RANK", "WORLD_SIZE", "LOCAL_RANK"))
-}
+from tests.conftest import REPOSITORY, run_itm
 
+TINY = REPOSITORY / "tests/end_to_end/tiny.yaml"
 Itm = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def itm_command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "trainer.cli", *map(str, arguments)]
 
 
 @pytest.fixture(scope="session")
 def itm() -> Itm:
     """Run `itm ARGUMENTS`; with `fails=True` it must exit with 1 and one line that names the mistake."""
 
-    def run(*arguments: object, fails: bool = False, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        command = itm_command(*arguments)
-        environment = CLEAN | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300, check=False
-        )
+    def run(*arguments: object, fails: bool = False) -> subprocess.CompletedProcess[str]:
+        done = run_itm(REPOSITORY, *arguments)
         assert done.returncode == (1 if fails else 0), done.stdout + done.stderr
         if fails:
             errors = [line for line in done.stderr.splitlines() if line.startswith("itm: error: ")]

@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.end_to_end.conftest import CLEAN, ROOT, TINY, Itm, data_of, itm_command, losses
+from tests.conftest import ENVIRONMENT, REPOSITORY, itm_command
+from tests.end_to_end.conftest import TINY, Itm, data_of, losses
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +45,7 @@ def test_torchrun_starts_the_same_run(demo: Path, reference: Path, tmp_path: Pat
     run = tmp_path / "run"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     command = [*launcher, *itm_command("train", TINY, f"run.dir={run}", *data_of(demo))[2:]]
-    subprocess.run(command, cwd=ROOT, env=CLEAN, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, check=True, capture_output=True, timeout=300)
     agrees(run, reference)
 
 
@@ -54,8 +55,8 @@ def test_srun_tasks_find_each_other(demo: Path, reference: Path, tmp_path: Path)
     tasks = [
         subprocess.Popen(
             itm_command("train", TINY, f"run.dir={run}", *data_of(demo)),
-            cwd=ROOT,
-            env=CLEAN | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            cwd=REPOSITORY,
+            env=ENVIRONMENT | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
             stderr=subprocess.DEVNULL,
         )
         for rank in range(2)
@@ -73,8 +74,8 @@ def test_killed_and_resumed_on_other_processes_and_another_stage(
     background = ["bash", "-c", 'trap "" INT; exec "$@"', "bash"]
     process = subprocess.Popen(
         [*background, *itm_command(*arguments, "engine.zero_stage=2", "--processes", 2)],
-        cwd=ROOT,
-        env=CLEAN | {"PYTHONPATH": str(ROOT)},
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
         stderr=subprocess.DEVNULL,
     )
     wait_for(run / "checkpoints/step-00000003/state.json")

@@ -60,6 +60,12 @@ def test_the_colour_survives_the_mode(mode: str) -> None:
     assert np.abs(pixels.astype(int) - colour).max() <= 2
 
 
+def test_sixteen_bit_greys_keep_their_brightness() -> None:
+    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    pixels = center_crop(64)(open_image(encoded(Image.fromarray(ramp))), key_of(0))
+    assert np.abs(pixels[..., 0].astype(int) - ramp // 256).max() <= 2
+
+
 def test_a_jpeg_of_cmyk_inks_is_read_as_colours() -> None:
     image = Image.new("RGB", (64, 64), (200, 100, 50)).convert("CMYK")
     pixels = center_crop(8)(open_image(encoded(image, "JPEG", quality=95)), ANY_KEY)
