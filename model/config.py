@@ -10,7 +10,7 @@ class _Config(BaseModel):
 
 
 class AahrConfig(_Config):
-    """AAHR's heads on top of the towers (arXiv 2507.09256; the design notes' section 1.1)."""
+    """AAHR's heads on top of the towers (arXiv 2507.09256; docs/algorithm.md)."""
 
     fragment_heads: int = Field(16, ge=1, description="attention heads of the fragment graph")
     pooling_heads: int = Field(8, ge=1, description="heads of the global-guided pooling")

@@ -92,10 +92,6 @@ class TrainLoader:
         self.workers, self.pin_memory = workers, pin_memory
         self.state = state or Position()
 
-    @property
-    def batches_per_epoch(self) -> int:
-        return self.dataset.manifest.num_samples // self.global_batch_size
-
     def _requests(self) -> Iterator[Request]:
         local = self.global_batch_size // self.rank.world_size
         first = self.rank.rank * local

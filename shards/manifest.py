@@ -8,6 +8,7 @@
 `offset` and `size` (bytes) span a sample's members in the tar, headers included: one read fetches a sample.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,6 +79,11 @@ class Manifest:
     @cached_property
     def num_captions(self) -> int:
         return int(self.captions.sum())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash over the hashes of all shards: the same samples in the same order."""
+        return hashlib.sha256((self.root / SHARD_TABLE).read_bytes()).hexdigest()
 
     @cached_property
     def first_sample(self) -> npt.NDArray[np.int64]:

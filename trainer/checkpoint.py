@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from shards.loader import Position
 from trainer.config import Recipe
 from trainer.errors import RunError
-from trainer.partitions import MOMENTS, named_parameters, set_moments, whole_moment, whole_weight
+from trainer.partitions import MOMENTS, set_moments, whole_moment, whole_weight
 from trainer.recipe import dump_recipe, load_recipe
 
 FORMAT_VERSION = 1
@@ -38,7 +39,7 @@ class Progress:
     """Applied optimiser steps."""
     loader: Position
     data: dict[str, Any]
-    """The training split that the position counts in: `dataset`, `split` and `samples`."""
+    """The training split that the position counts in: `dataset`, `split` and `fingerprint`."""
     val: dict[str, Any] | None = None
     """Recalls on val, where they were measured at this step."""
 
@@ -58,7 +59,7 @@ class Checkpoint:
     def val(self) -> dict[str, Any] | None:
         return self.progress.val
 
-    @property
+    @cached_property
     def recipe(self) -> Recipe:
         return load_recipe(self.path / RECIPE)
 
@@ -68,8 +69,12 @@ def save_checkpoint(folder: Path, engine: Any, recipe: Recipe, progress: Progres
     main = engine.global_rank == 0
     weights: dict[str, torch.Tensor] = {}
     moments: dict[str, torch.Tensor] = {}
-    for name, parameter in named_parameters(engine):
+    for name, parameter in engine.module.named_parameters():
         weight = whole_weight(engine, parameter)
+        if not torch.isfinite(weight).all():
+            raise RunError(
+                f"step {progress.step}: {name} is not finite, so it is not saved; lower optimizer.lr, or resume"
+            )
         if main:
             weights[name] = weight.cpu().contiguous()
         for moment in MOMENTS if parameter.requires_grad else ():
@@ -135,8 +140,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def best_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint:
     """The one with the largest rSum on val; the newest where none was evaluated."""
-    evaluated = [c for c in checkpoints if c.val]
-    return max(evaluated, key=lambda c: float((c.val or {})["rsum"])) if evaluated else checkpoints[-1]
+    evaluated = [(float(checkpoint.val["rsum"]), checkpoint) for checkpoint in checkpoints if checkpoint.val]
+    return max(evaluated, key=lambda pair: pair[0])[1] if evaluated else checkpoints[-1]
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
@@ -207,7 +212,7 @@ def load_optimizer(engine: Any, checkpoint: Checkpoint) -> None:
     for key, tensor in saved.items():
         name, _, moment = key.rpartition("/")
         moments.setdefault(name, {})[moment] = tensor
-    wanted = {name for name, parameter in named_parameters(engine) if parameter.requires_grad}
+    wanted = {name for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
     if missing := wanted - moments.keys():
         raise RunError(f"{checkpoint.path / OPTIMIZER}: holds no state of {min(missing)} ({len(missing)} such)")
     set_moments(engine, moments, checkpoint.step)

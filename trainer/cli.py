@@ -31,7 +31,12 @@ def app() -> None:
     """Run the command line; a user's mistake prints one line on standard error and exits with 1."""
     try:
         commands()
-    except (DataError, ModelError, RunError) as error:
+    except (
+        DataError,
+        ModelError,
+        RunError,
+        OSError,
+    ) as error:  # OSError: a disk that is full, a folder not writable
         typer.echo(f"itm: error: {' '.join(str(error).split())}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:

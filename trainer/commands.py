@@ -1,5 +1,6 @@
 """The subcommands that train and evaluate. Each is one call of a documented function."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -44,9 +45,13 @@ def train(
         for line in plan.summary():
             typer.echo(line, err=True)
     if dry_run:
+        from model.towers.open_clip import tower_widths
+
+        tower_widths(loaded.model.architecture)
         return
-    if plan.finished:
+    if plan.finished and world.is_main:
         typer.echo(f"{plan.run_dir}: already trained to step {plan.total_steps:,}; raise schedule.epochs to go on")
+    if plan.finished and world.size == 1:
         return
     if world.size > 1:
         from trainer.loop import train as run
@@ -94,7 +99,7 @@ def evaluate(
         return
     typer.echo(what)
     with progress_bar("embed", manifest.num_samples) as advance:
-        measured = evaluation.evaluate(checkpoint, data, batch_size=batch_size, on_batch=advance)
+        measured = evaluation.evaluate(found.path, data, batch_size=batch_size, on_batch=advance)
     typer.echo(evaluation.table({"chance": measured.chance, "model": measured.result}))
     times = measured.result.rsum / measured.chance.rsum
     typer.echo(f"rSum is {times:.1f} times that of chance")
@@ -120,6 +125,9 @@ def report(
 
     manifest = read_manifest(data)
     _check_out(out)
+    from trainer.report.page import check_runs
+
+    check_runs(runs)
     if dry_run:
         typer.echo(f"would write {out} from {', '.join(map(str, runs))} on {data}")
         return
@@ -150,5 +158,10 @@ def recipe(
 def _check_out(out: Path | None) -> None:
     from trainer.errors import RunError
 
-    if out is not None and out.is_dir():
+    if out is None:
+        return
+    if out.is_dir():
         raise RunError(f"--out {out}: is a folder; give a file name")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise RunError(f"--out {out}: {above} is no folder that can be written to")

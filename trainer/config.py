@@ -15,7 +15,7 @@ class RunConfig(_Config):
     """Where the run lives and what it starts from."""
 
     dir: str = Field("", description="folder of the run; a second call with the same folder resumes it")
-    seed: int = Field(0, ge=0, description="decides weights, the order of samples and every augmentation")
+    seed: int = Field(0, ge=0, lt=2**32, description="decides weights, the order of samples and every augmentation")
     init_from: str | None = Field(None, description="a run or checkpoint of ours whose weights to start from")
 
 

@@ -81,6 +81,9 @@ def start(world: World, device: torch.device) -> None:
         port = free_port()
         names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ.update(names | {"MASTER_PORT": str(port)})
+    if device.type == "cuda":
+        # DeepSpeed takes it for the device's number, which it is not where each task sees one GPU alone
+        os.environ["LOCAL_RANK"] = str(device.index)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend,

@@ -1,5 +1,6 @@
 """Starts the processes of a run on this machine, and ends them together."""
 
+import logging
 import os
 import sys
 from multiprocessing.queues import SimpleQueue
@@ -26,19 +27,27 @@ def launch(plan: Plan) -> None:
         return
     import multiprocessing as mp
 
-    from torch.multiprocessing.spawn import ProcessExitedException, start_processes
+    import torch
+    from torch.multiprocessing.spawn import ProcessException, ProcessRaisedException, start_processes
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // plan.processes)))
     errors: SimpleQueue[str] = mp.get_context("spawn").SimpleQueue()
+    if 0 < torch.cuda.device_count() < plan.processes:
+        raise RunError(
+            f"--processes {plan.processes}: this machine has {torch.cuda.device_count()} GPUs; start fewer"
+        )
+    # it would say beside the one line that it ends the other processes
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
         spawn: Any = start_processes
         spawn(_main, (plan, free_port(), errors), nprocs=plan.processes, start_method="spawn")
-    except ProcessExitedException as error:
-        if errors.empty():
-            raise RunError(
-                f"{error}; a signal, or out of memory? `itm train` with the same run.dir resumes"
-            ) from None
-        raise RunError(errors.get()) from None
+    except ProcessException as error:
+        # a process that lost its peer may be seen before the one that had the user's error
+        if not errors.empty():
+            raise RunError(errors.get()) from None
+        if isinstance(error, ProcessRaisedException):
+            raise
+        raise RunError(f"{error}; a signal, or out of memory? `itm train` with the same run.dir resumes") from None
 
 
 def _main(rank: int, plan: Plan, port: int, errors: "SimpleQueue[str]") -> None:
@@ -55,6 +64,6 @@ def _main(rank: int, plan: Plan, port: int, errors: "SimpleQueue[str]") -> None:
 
     try:
         train(plan, World(rank, plan.processes, rank))
-    except (RunError, DataError, ModelError) as error:
+    except (RunError, DataError, ModelError, OSError) as error:
         errors.put(str(error))
         sys.exit(1)

@@ -1,14 +1,16 @@
 """What a run writes down as it goes: JSON lines, TensorBoard, and a live line in the terminal."""
 
+import fcntl
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shards.atomic import replacing
+from trainer.errors import RunError
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
@@ -31,11 +33,24 @@ def _cut_after(path: Path, step: int) -> None:
         stream.writelines(json.dumps(row).encode() + b"\n" for row in kept)
 
 
+def _lock(run_dir: Path) -> IO[str]:
+    """Hold the run's folder for this process; the system lets go of it however the process ends."""
+    lock = (run_dir / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(
+            f"{run_dir}: another process trains this run; wait for it, or give another run.dir"
+        ) from None
+    return lock
+
+
 class RunLog:
     """The main process's log of one run. Use as a context manager."""
 
     def __init__(self, run_dir: Path, total_steps: int, start_step: int, tensorboard: bool) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(run_dir)
         for name in (METRICS, EVALUATIONS):
             _cut_after(run_dir / name, start_step)
         self._metrics = (run_dir / METRICS).open("a")
@@ -55,7 +70,7 @@ class RunLog:
         )
         self._progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self._task = self._progress.add_task("train", total=total_steps, completed=start_step, text="")
-        self._total_steps, self._last_line = total_steps, 0.0
+        self._total_steps, self._last_line, self._embedded = total_steps, 0.0, 0
 
     def __enter__(self) -> "RunLog":
         self._progress.start()
@@ -67,6 +82,7 @@ class RunLog:
         self._evaluations.close()
         if self._board is not None:
             self._board.close()
+        self._lock.close()
 
     def note(self, text: str) -> None:
         """Print one line."""
@@ -74,6 +90,11 @@ class RunLog:
 
     def advance(self) -> None:
         self._progress.advance(self._task)
+
+    def embedded(self, images: int) -> None:
+        """Show that an evaluation goes on: `images` more are embedded."""
+        self._embedded += images
+        self._progress.update(self._task, text=f"evaluating: {self._embedded:,} images")
 
     def metrics(self, row: dict[str, Any]) -> None:
         """Log one step: `step`, `loss` and whatever else was measured."""
@@ -91,6 +112,7 @@ class RunLog:
 
     def evaluation(self, row: dict[str, Any]) -> None:
         """Log one evaluation: `step`, `split` and the recalls."""
+        self._embedded = 0
         self._write(self._evaluations, row, row["split"])
         i2t, t2i = row["i2t"], row["t2i"]
         self.note(

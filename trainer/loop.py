@@ -32,10 +32,24 @@ def train(plan: Plan, world: World) -> None:
     """Run the plan on this process as its rank of the world; every rank calls it."""
     device = device_of(world)
     start(world, device)
-    try:
+    _agree(plan, world)
+    if not plan.finished:
         Trainer(plan, world, device).run()
-    finally:
-        stop()
+    # after a failure the end of the process closes the group: to leave it in order would wait for the others
+    stop()
+
+
+def _agree(plan: Plan, world: World) -> None:
+    """Raise `RunError` on every rank unless all have the same plan."""
+    own = (plan.resume and plan.resume.step, plan.total_steps, plan.recipe.model_dump())
+    plans: list[Any] = [None] * world.size
+    dist.all_gather_object(plans, own)
+    for rank, other in enumerate(plans):
+        if other != plans[0]:
+            raise RunError(
+                f"process {rank} sees another run than process 0; run.dir, the recipe and the shards must lie on a "
+                "disk that all nodes share"
+            )
 
 
 class Trainer:
@@ -58,6 +72,9 @@ class Trainer:
         framework = build_framework(encoders, recipe, plan.steps_per_epoch)
         if loaded:
             unmatched = load_weights(framework, loaded)
+            if unmatched and plan.resume:
+                first = f"{unmatched[0]} ({len(unmatched)} such)"
+                raise RunError(f"{loaded.path}: a checkpoint of another model: {first}")
             self.notes.append(f"weights of {loaded.path}")
             if unmatched:
                 self.notes.append(f"without counterpart, left as they were: {', '.join(unmatched)}")
@@ -98,7 +115,7 @@ class Trainer:
         recipe, plan = self.recipe, self.plan
         evaluate_every = plan.steps_between(recipe.evaluation.every_epochs)
         checkpoint_every = plan.steps_between(recipe.checkpoint.every_epochs)
-        meter = _Meter(recipe.data.global_batch_size)
+        meter = _Meter(recipe.data.global_batch_size, self.step)
         batches = iter(self.loader)
         self.engine.train()
         while self.step < plan.total_steps:
@@ -132,6 +149,11 @@ class Trainer:
         losses: dict[str, torch.Tensor] = self.engine(images, text, ids, self.step)
         self.engine.backward(losses["loss"])
         self.engine.step()
+        if not self.engine.was_step_applied():
+            raise RunError(
+                f"step {self.step + 1}: the gradients are not finite, so it was not applied; "
+                "lower optimizer.lr, or resume"
+            )
         return losses, lr
 
     def _measure(self, losses: dict[str, torch.Tensor], lr: float) -> dict[str, Any]:
@@ -156,6 +178,8 @@ class Trainer:
             self.device,
             batch_size=self.recipe.evaluation.batch_size,
             precision=self.recipe.engine.precision,
+            workers=self.recipe.data.workers,
+            on_batch=log.embedded if log else lambda _images: None,
         )
         self.engine.train()
         result = retrieval(embeddings.images, embeddings.texts, embeddings.caption_image).as_dict()
@@ -178,12 +202,11 @@ def _is_finite(value: float) -> bool:
 class _Meter:
     """Throughput, and the share of the time spent waiting for data, since the last reading."""
 
-    def __init__(self, global_batch_size: int) -> None:
+    def __init__(self, global_batch_size: int, step: int) -> None:
         self.global_batch_size = global_batch_size
-        self.first_step: int | None = None
-        self.restart(None)
+        self.restart(step)
 
-    def restart(self, step: int | None) -> None:
+    def restart(self, step: int) -> None:
         self.first_step, self.started, self.waited = step, time.perf_counter(), 0.0
 
     def waiting(self, batches: Iterator[Batch]) -> Batch:
@@ -194,9 +217,9 @@ class _Meter:
 
     def read(self, step: int) -> dict[str, float]:
         elapsed = time.perf_counter() - self.started
-        steps = step - (self.first_step or 0)
+        samples = (step - self.first_step) * self.global_batch_size
         row = {
-            "samples_per_second": round(steps * self.global_batch_size / elapsed, 2),
+            "samples_per_second": round(samples / elapsed, 2),
             "data_wait": round(self.waited / elapsed, 4),
         }
         self.restart(step)

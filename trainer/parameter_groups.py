@@ -16,7 +16,7 @@ def parameter_groups(
     """Groups for AdamW: {towers, the rest} x {decay, none}, empty ones left out.
 
     Norms, biases and other vectors do not decay. Each group carries `lr_scale` relative to `optimizer.lr`.
-    A rate of zero freezes the towers; a frozen parameter stands in no group.
+    A parameter that takes no gradient stands in no group.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters:

@@ -14,10 +14,6 @@ import torch.distributed as dist
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def named_parameters(engine: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    yield from engine.module.named_parameters()
-
-
 def whole_weight(engine: Any, parameter: torch.nn.Parameter) -> torch.Tensor:
     """The full float32 weight."""
     if engine.zero_optimization_stage() < 3:
@@ -52,7 +48,7 @@ def set_moments(engine: Any, moments: dict[str, dict[str, torch.Tensor]], step: 
         optimizer.state[flat] = {"step": torch.tensor(float(step), device=flat.device)} | {
             moment: torch.zeros_like(flat) for moment in MOMENTS
         }
-    for name, parameter in named_parameters(engine):
+    for name, parameter in engine.module.named_parameters():
         for flat, inner, outer in _spans(engine, parameter):
             for moment in MOMENTS:
                 source = moments[name][moment].flatten()[outer]

@@ -10,8 +10,11 @@ from trainer.config import Recipe
 from trainer.errors import RunError
 from trainer.recipe import flatten
 
-FIXED = ("model.", "data.captions", "run.seed", "run.init_from")
+FIXED = ("model.", "data.captions", "data.global_batch_size", "run.seed", "run.init_from")
 """Settings that decide what a run's checkpoints mean, so a resumed run cannot change them."""
+
+FREE = ("pretrained", "norm_group", "aahr.dropout")
+"""Settings of the model that may differ from those of the checkpoint whose weights are taken."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,16 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
         raise RunError("data.train: not given; add data.train=FOLDER, a folder of shards")
     train = read_manifest(Path(recipe.data.train))
     val = read_manifest(Path(recipe.data.val)) if recipe.data.val else None
+    _check_splits(train, val)
     _check_batch(recipe, train, processes)
-    _check_splits(train, val, processes)
+    if val is not None and val.num_samples < processes:
+        raise RunError(f"data.val={val.root}: {val.num_samples} samples for {processes} processes; start fewer")
     steps_per_epoch = train.num_samples // recipe.data.global_batch_size
     checkpoints = list_checkpoints(Path(recipe.run.dir) / "checkpoints")
     resume = checkpoints[-1] if checkpoints else None
     init_from = find_checkpoint(Path(recipe.run.init_from)) if recipe.run.init_from and not resume else None
+    if init_from:
+        _check_model(recipe, init_from)
     return Plan(
         recipe=recipe,
         processes=processes,
@@ -93,12 +100,10 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
     )
 
 
-def _check_splits(train: Manifest, val: Manifest | None, processes: int) -> None:
+def _check_splits(train: Manifest, val: Manifest | None) -> None:
     for key, manifest in (("data.train", train), ("data.val", val)):
         if manifest is not None and manifest.split == "test":
             raise RunError(f"{key}={manifest.root}: a test split; models are trained on train and chosen on val")
-    if val is not None and val.num_samples < processes:
-        raise RunError(f"data.val={val.root}: {val.num_samples} samples for {processes} processes; start fewer")
 
 
 def _check_batch(recipe: Recipe, train: Manifest, processes: int) -> None:
@@ -118,16 +123,26 @@ def _check_batch(recipe: Recipe, train: Manifest, processes: int) -> None:
         )
 
 
+def _check_model(recipe: Recipe, init_from: Checkpoint) -> None:
+    theirs, ours = flatten(init_from.recipe.model.model_dump()), flatten(recipe.model.model_dump())
+    for key, value in ours.items():
+        if key not in FREE and theirs[key] != value:
+            raise RunError(
+                f"model.{key}={value}: {init_from.path} is a checkpoint of another model, with "
+                f"model.{key}={theirs[key]}; use the model section of its recipe.yaml"
+            )
+
+
 def split_identity(manifest: Manifest) -> dict[str, Any]:
     """What makes a split the same one wherever its folder lies."""
-    return {"dataset": manifest.dataset, "split": manifest.split, "samples": manifest.num_samples}
+    return {"dataset": manifest.dataset, "split": manifest.split, "fingerprint": manifest.fingerprint}
 
 
 def _changes(resume: Checkpoint, recipe: Recipe, train: Manifest) -> tuple[str, ...]:
     if resume.progress.data != split_identity(train):
         raise RunError(
-            f"data.train={train.root}: {split_identity(train)}, but {resume.path} was trained on "
-            f"{resume.progress.data}; resume with the same, or give another run.dir"
+            f"data.train={train.root}: not the shards that {resume.path} was trained on; "
+            "resume with the same, or give another run.dir"
         )
     before, now = flatten(resume.recipe.model_dump()), flatten(recipe.model_dump())
     changed = [key for key in now if before[key] != now[key] and key != "run.dir"]

@@ -1,4 +1,4 @@
-"""AAHR 1.1: a tower's features -> the embedding used for retrieval."""
+"""AAHR: a tower's features -> the embedding used for retrieval."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""AAHR 1.1: local tokens -> one local embedding, by the largest values and by attention from the global."""
+"""AAHR: local tokens -> one local embedding, by the largest values and by attention from the global."""
 
 import torch
 import torch.nn.functional as F

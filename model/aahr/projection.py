@@ -1,4 +1,4 @@
-"""AAHR 1.1: maps from a tower's widths to the shared width D."""
+"""AAHR: maps from a tower's widths to the shared width D."""
 
 import torch
 from torch import nn

@@ -43,8 +43,8 @@ class ImageTower(nn.Module):
     def __init__(self, visual: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.visual = visual
-        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, -1, 1, 1))
         if isinstance(visual, VisionTransformer):
             visual.output_tokens = True
 
@@ -176,6 +176,11 @@ def build_towers(
         raise ModelError(
             f"model.architecture {architecture!r}: {type(visual).__name__} and {type(text).__name__} are not "
             "supported; choose one with a ViT or timm image tower and a CLIP text transformer"
+        )
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in visual.modules()):
+        raise ModelError(
+            f"model.architecture {architecture!r}: its image tower has batch norm, whose result would depend on "
+            "the number of processes; choose a ViT, a ConvNeXt or another without"
         )
     settings = open_clip.get_model_preprocess_cfg(clip) | tag
     return ImageTower(visual, settings["mean"], settings["std"]), TextTower(text)

@@ -1,9 +1,11 @@
 """A user's mistake is one line on standard error, exit code 1, and nothing written."""
 
+import fcntl
 import json
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.end_to_end.conftest import TINY, Itm, data_of
@@ -83,6 +85,43 @@ def test_a_damaged_shard_stops_training_with_its_name(itm: Itm, demo: Path, tmp_
     shard.write_bytes(content)
     done = itm("train", TINY, f"run.dir={tmp_path / 'run'}", f"data.train={data}", "--processes", 2, fails=True)
     assert str(shard) in done.stderr
+
+
+def test_one_processs_damaged_sample_is_the_error_that_is_shown(itm: Itm, demo: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(demo / "train", tmp_path / "train")
+    index = pq.read_table(data / "train-000001.index.parquet")
+    start, size, key = (index[column][7].as_py() for column in ("offset", "size", "key"))
+    with (data / "train-000001.tar").open("r+b") as shard:
+        shard.seek(start)
+        shard.write(bytes(size))
+    done = itm("train", TINY, f"run.dir={tmp_path / 'run'}", f"data.train={data}", "--processes", 2, fails=True)
+    assert f"sample {key}" in done.stderr
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_run_that_diverges_stops_and_saves_no_broken_weights(
+    itm: Itm, demo: Path, tmp_path: Path, stage: int
+) -> None:
+    run = tmp_path / "run"
+    settings = ("optimizer.lr=1e30", f"engine.zero_stage={stage}", "optimizer.gradient_clipping=0")
+    done = itm("train", TINY, f"run.dir={run}", *data_of(demo), *settings, fails=True)
+    assert "not finite" in done.stderr
+    assert not list(run.glob("checkpoints/*"))
+
+
+def test_two_processes_cannot_train_one_run(itm: Itm, demo: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = itm("train", TINY, f"run.dir={run}", *data_of(demo), fails=True)
+    assert "another process trains this run" in done.stderr
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(itm: Itm, demo: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = itm("eval", tmp_path, "--data", demo / "test", "--out", tmp_path / "file/out.json", fails=True)
+    assert f"{tmp_path / 'file'} is no folder" in done.stderr
 
 
 @pytest.mark.slow

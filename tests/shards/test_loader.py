@@ -139,7 +139,6 @@ def test_an_epoch_sees_all_but_the_last_partial_batch_once(sizes: list[int], dat
     size = data.draw(st.integers(1, total))
     dataset = fake_dataset(sizes)
     batches = total // size
-    assert TrainLoader(dataset, size, Rank()).batches_per_epoch == batches
     batch_stream = stream(dataset, size, 1)
     for epoch in range(2):
         seen = []
@@ -211,7 +210,7 @@ def test_a_batch_that_does_not_divide_among_the_processes_is_refused(size: int, 
 def test_too_few_samples_for_one_batch_are_refused() -> None:
     with pytest.raises(DataError, match="nowhere: 50 samples do not fill one global batch of 51"):
         TrainLoader(fake_dataset([20, 30]), 51, Rank())
-    assert TrainLoader(fake_dataset([20, 30]), 50, Rank()).batches_per_epoch == 1
+    TrainLoader(fake_dataset([20, 30]), 50, Rank())
 
 
 @settings(max_examples=100, deadline=None)

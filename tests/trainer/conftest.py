@@ -8,7 +8,9 @@ import pytest
 import model  # noqa: F401  (lets torchvision, and so open_clip, import beside a CPU build of torch)
 from shards.convert import write_split
 from shards.demo.source import demo_records
+from shards.manifest import read_manifest
 from trainer.config import Recipe
+from trainer.plan import split_identity
 from trainer.recipe import dump_recipe
 
 TINY: dict[str, Any] = {
@@ -42,7 +44,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def add_checkpoint() -> Callable[..., Path]:
+def add_checkpoint(demo: Path) -> Callable[..., Path]:
     """Writes `checkpoints/step-N` into a run's folder, without weights."""
 
     def add(run: Path, step: int, rsum: float | None = None, recipe: Recipe | None = None) -> Path:
@@ -52,7 +54,7 @@ def add_checkpoint() -> Callable[..., Path]:
             "format_version": 1,
             "step": step,
             "loader": {"epoch": 2, "position": 40},
-            "data": {"dataset": "demo", "split": "train", "samples": 20},
+            "data": split_identity(read_manifest(demo / "train")),
             "val": None if rsum is None else {"rsum": rsum},
             "versions": {},
         }

@@ -1,10 +1,13 @@
 """What is checked before a run starts."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from shards.convert import write_split
+from shards.demo.source import demo_records
 from shards.errors import DataError
 from trainer.config import Recipe
 from trainer.errors import RunError
@@ -167,3 +170,26 @@ def test_a_new_run_can_start_from_the_best_checkpoint_of_another(
 def test_starting_from_nothing_is_a_users_error(plan: MakePlan, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="nowhere: no such run or checkpoint"):
         plan(run={"init_from": str(tmp_path / "nowhere")})
+
+
+def test_a_run_cannot_go_on_with_other_shards(
+    plan: MakePlan, tmp_path: Path, demo: Path, add_checkpoint: Callable[..., Path]
+) -> None:
+    add_checkpoint(tmp_path / "run", 5, recipe=plan().recipe)
+    moved = shutil.copytree(demo / "train", tmp_path / "moved")
+    assert plan(data={"train": str(moved)}).resume is not None
+    write_split(demo_records("train", 20, 2), tmp_path / "other", dataset="demo", split="train")
+    with pytest.raises(RunError, match=r"other: not the shards that .*step-00000005 was trained on"):
+        plan(data={"train": str(tmp_path / "other")})
+
+
+def test_weights_of_a_model_that_computes_something_else_are_refused(
+    plan: MakePlan, tmp_path: Path, add_checkpoint: Callable[..., Path]
+) -> None:
+    recipe = plan().recipe
+    add_checkpoint(tmp_path / "pretrained", 5, recipe=recipe)
+    start = {"run": {"init_from": str(tmp_path / "pretrained")}}
+    assert plan(**start, model={"norm_group": 4, "aahr": {"dropout": 0.3}}).init_from is not None
+    # the same names and shapes, another function
+    with pytest.raises(RunError, match=r"model\.aahr\.top_k=1: .*a checkpoint of another model, with .*top_k=2"):
+        plan(**start, model={"aahr": {"top_k": 1}})

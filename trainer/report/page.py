@@ -17,6 +17,13 @@ QUERIES = 8
 """Queries shown in each direction."""
 
 
+def check_runs(runs: list[Path]) -> None:
+    """Raise `RunError` when a path is no run."""
+    for run in runs:
+        if not (run / METRICS).is_file():
+            raise RunError(f"{run}: no {METRICS} in it; give the folder of a run")
+
+
 def write_report(
     runs: list[Path], data: Path, out: Path, on_batch: Callable[[int], None] = lambda _images: None
 ) -> list[Evaluation]:
@@ -24,9 +31,7 @@ def write_report(
 
     Returns the evaluations. Raises `RunError` when a path is no run.
     """
-    for run in runs:
-        if not (run / METRICS).is_file():
-            raise RunError(f"{run}: no {METRICS} in it; give the folder of a run")
+    check_runs(runs)
     evaluations = [evaluate(run, data, on_batch=on_batch) for run in runs]
     last, names = evaluations[-1], _names([run.resolve() for run in runs])
     environment = Environment(
