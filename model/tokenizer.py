@@ -5,6 +5,8 @@ from collections.abc import Callable
 import open_clip
 import torch
 
+import model.architectures  # noqa: F401  (makes our own known)
+
 
 def build_tokenizer(architecture: str) -> Callable[[list[str]], torch.Tensor]:
     """The tokenizer of an architecture: C captions -> (C, context_length) int64.

@@ -3,7 +3,6 @@
 import difflib
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
 
@@ -14,10 +13,9 @@ from open_clip.transformer import TextTransformer, VisionTransformer
 from safetensors import SafetensorError
 from torch import nn
 
+import model.architectures  # noqa: F401  (makes our own known)
 from model.errors import ModelError
 from model.features import Features
-
-open_clip.add_model_config(Path(__file__).parent.parent / "architectures")
 
 _NO_WEIGHTS = (AssertionError, AttributeError, EOFError, KeyError, TypeError, UnpicklingError, SafetensorError)
 """What open_clip and torch raise, beside RuntimeError and OSError, on a file that holds no such weights."""

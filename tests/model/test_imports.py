@@ -39,3 +39,11 @@ torchvision_ops.install()
 print(sum(type(finder).__module__ == torchvision_ops.__name__ for finder in sys.meta_path))
 """
     assert run(code) == "1"
+
+
+def test_the_tokenizer_alone_knows_our_architectures() -> None:
+    code = """
+from model.tokenizer import build_tokenizer
+print(tuple(build_tokenizer("itm-small")(["a dog", "two dogs"]).shape))
+"""
+    assert run(code) == "(2, 24)"

@@ -91,10 +91,12 @@ def test_a_worker_that_dies_is_an_error_and_no_hang() -> None:
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from shards.parallel import ordered_map
 
 if __name__ == "__main__":
+    # a test run in the background hands down that interrupts are ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for _ in ordered_map(time.sleep, [0.001] * 100_000, 2):
         print("under way", flush=True)
         time.sleep(float(sys.argv[1]))
