@@ -22,7 +22,8 @@ def train(
         typer.Option(min=1, help="Processes to start on this machine; torchrun and srun bring their own."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, say what would run, write nothing.")
+        bool,
+        typer.Option("--dry-run", help="Check recipe, data and run folder, say what would run, write nothing."),
     ] = False,
 ) -> None:
     """Train, or resume the run in run.dir.
