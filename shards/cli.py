@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
-    from shards.convert import SplitReport
-    from shards.sources.record import Record, Skipped
+    from shards.convert import Options, SplitReport
+    from shards.sources.record import Skipped, Source
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Turn data sets into WebDataset shards with a manifest."
@@ -20,8 +20,9 @@ convert_app = typer.Typer(
 app.add_typer(convert_app, name="convert")
 
 Out = Annotated[Path, typer.Option(help="Folder to write to; one folder a split is made in it.")]
-PerShard = Annotated[int, typer.Option(min=1, help="Samples a shard.")]
-Processes = Annotated[int, typer.Option(min=1, help="Worker processes that read and decode images.")]
+PerShard = Annotated[int, typer.Option(min=1, help="Samples a shard; with --shard-bytes, records a unit of work.")]
+ShardBytes = Annotated[int | None, typer.Option(min=1, help="Largest size of a shard, in bytes.")]
+Processes = Annotated[int, typer.Option(min=1, help="Worker processes that read, decode and write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace splits that stand in the folder already.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
 
@@ -47,11 +48,14 @@ def demo(
 
     Writes OUT/pretrain, OUT/train, OUT/val and OUT/test. The same seed gives the same bytes.
     """
+    from shards.convert import Options
     from shards.demo.source import demo_records
+    from shards.sources.record import Source, Split
 
     counts = {"pretrain": pretrain, "train": train, "val": val, "test": test}
-    splits = {name: demo_records(name, count, seed, side) for name, count in counts.items()}
-    _write("demo", splits, counts, {}, out, samples_per_shard, processes, overwrite, dry_run)
+    splits = [Split(name, demo_records(name, count, seed, side), count) for name, count in counts.items()]
+    source = Source("demo", splits, {"format": "demo", "seed": seed, "side": side, "counts": counts})
+    _write(source, out, Options(samples_per_shard), processes, overwrite, dry_run)
 
 
 @convert_app.command()
@@ -69,64 +73,32 @@ def karpathy(
     Writes OUT/train, OUT/val and OUT/test, those that the file has; COCO's `restval` joins train. An image
     that does not decode and a caption that is empty are named, counted and left out.
     """
+    from shards.convert import Options
     from shards.sources.karpathy import read_karpathy
 
-    source = read_karpathy(annotations, images)
-    counts = {split: len(records) for split, records in source.splits.items()}
-    _write(
-        source.dataset,
-        source.splits,
-        counts,
-        source.skipped,
-        out,
-        samples_per_shard,
-        processes,
-        overwrite,
-        dry_run,
-    )
+    _write(read_karpathy(annotations, images), out, Options(samples_per_shard), processes, overwrite, dry_run)
 
 
-def _write(
-    dataset: str,
-    splits: "Mapping[str, Iterable[Record]]",
-    counts: dict[str, int],
-    skipped: "Mapping[str, Sequence[Skipped]]",
-    out: Path,
-    samples_per_shard: int,
-    processes: int,
-    overwrite: bool,
-    dry_run: bool,
-) -> None:
-    from shards.convert import Staging, write_split
+def _write(source: "Source", out: Path, options: "Options", processes: int, overwrite: bool, dry_run: bool) -> None:
+    from shards.convert import convert, publish
     from shards.progress import progress_bar
+    from shards.staging import Staging
 
-    staging = Staging(out, overwrite)
-    for split in splits:
-        staging.check(split)
+    names = [split.name for split in source.splits]
+    staging = Staging(out, overwrite=overwrite)
+    staging.check(names)
     if dry_run:
-        for split, count in counts.items():
-            _show_skipped(skipped.get(split, ()))
-            shards = -(-count // samples_per_shard)
-            typer.echo(f"would write {out / split}: {count:,} samples in {_shards(shards)}")
+        for split in source.splits:
+            typer.echo(f"would write {out / split.name}: {split.count or 0:,} samples")
         return
     with staging:
-        reports = {}
-        for split, records in splits.items():
-            with progress_bar(f"{split:>8}", counts[split]) as advance:
-                reports[split] = write_split(
-                    records,
-                    staging.path(split),
-                    dataset=dataset,
-                    split=split,
-                    samples_per_shard=samples_per_shard,
-                    processes=processes,
-                    skipped=skipped.get(split, ()),
-                    on_record=advance,
-                )
-        staging.commit()
-    for split, report in reports.items():
+        staging.claim(names, {**source.identity, **options.as_dict()})
+        with progress_bar("convert", sum(split.count or 0 for split in source.splits) or None) as advance:
+            convert(source, staging, options, processes=processes, on_records=lambda _split, count: advance(count))
+        reports = publish(staging, source.dataset, names)
+    for name, report in reports.items():
         _show_skipped(report.skipped)
-        typer.echo(_summary(out / split, report))
+        typer.echo(_summary(out / name, report))
 
 
 def _summary(path: Path, report: "SplitReport") -> str:

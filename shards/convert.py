@@ -1,33 +1,65 @@
-"""Records -> WebDataset tars with their manifest, committed by one rename a split."""
+"""A source -> folders of shards: in parallel, in parts, resumable, and always the same bytes.
 
-import hashlib
+The records of a split are cut into *units* of `samples_per_shard`. A unit is the piece of work: one process
+writes its shards, then notes them in a file of its own. What is written depends on the records alone, so any
+number of processes, of parts on other machines, and of kills in between give the same bytes.
+
+    OUT/.partial/plan.json               what is converted, and how: a second call must mean the same
+    OUT/.partial/SPLIT/                  finished shards
+    OUT/.partial/SPLIT/.units/000012.json  a finished unit: its shards and what it skipped
+
+`publish` joins the units' notes into manifests and moves the splits into place.
+"""
+
 import json
-import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.atomic import replacing
 from shards.errors import DataError
-from shards.images import DECODE_ERRORS, open_image
-from shards.manifest import INDEX_SCHEMA, SHARD_SCHEMA, write_index, write_manifest
+from shards.keyed_random import key_of, permutation
+from shards.manifest import IMAGE, REGIONS, SHARD_SCHEMA, Rows, write_manifest
 from shards.parallel import ordered_map
-from shards.sources.record import Record, Skipped
+from shards.prepare import Resize, load_sample
+from shards.sources.record import Record, Skipped, Source, Split
+from shards.staging import UNITS, Staging
+from shards.tarwriter import Encoded, ShardWriter, encode
 
 SAMPLES_PER_SHARD = 1000
-EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff"}
-"""Pillow's format -> the member's extension; anything else that Pillow decodes is named `img`."""
+_SHUFFLE = 5  # what a random number is for; part of its key
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A record whose image was read and decoded once to see that it can be."""
+class Options:
+    """How a source is written."""
 
-    record: Record
-    image: bytes
-    extension: str
-    width: int
-    height: int
+    samples_per_shard: int = SAMPLES_PER_SHARD
+    """Records a unit; without `shard_bytes` each unit is one shard."""
+    shard_bytes: int | None = None
+    """A unit's shard is closed, and another begun, before it would grow beyond this."""
+    resize: Resize = Resize()
+    seed: int | None = None
+    """Shuffle the records of each split first; None keeps the source's order."""
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "samples_per_shard": self.samples_per_shard,
+            "shard_bytes": self.shard_bytes,
+            "resize": vars(self.resize),
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Consecutive items of a split, to be written by one process."""
+
+    root: Path
+    split: str
+    number: int
+    items: list[Record | Skipped]
+    options: Options
 
 
 @dataclass
@@ -41,167 +73,175 @@ class SplitReport:
     skipped: list[Skipped] = field(default_factory=list)
 
 
-def load_sample(record: Record) -> Sample | Skipped:
-    """Read the record's image and decode it whole: what will not decode in training is found here."""
-    try:
-        data = record.load()
-    except FileNotFoundError:
-        return Skipped(record.key, "the image file is missing")
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        return Skipped(record.key, f"the image file cannot be read ({error})")
-    try:
-        with open_image(data) as image:
-            image.load()
-            extension = EXTENSIONS.get(image.format or "", "img")
-            return Sample(record, data, extension, image.width, image.height)
-    except DECODE_ERRORS as error:
-        return Skipped(record.key, f"the image does not decode ({error})")
+def convert(
+    source: Source,
+    staging: Staging,
+    options: Options,
+    *,
+    processes: int = 1,
+    part: tuple[int, int] = (1, 1),
+    on_records: Callable[[str, int], None] = lambda _split, _count: None,
+) -> None:
+    """Write this part's units of every split into the staging folder; those that are finished already stay.
+
+    `part` (i, n) takes every n-th unit, from the i-th on, counted from 1. `on_records` is called with the
+    split and the number of records of each unit as it is done.
+    """
+    for split in source.splits:
+        root = staging.split(split.name)
+        (root / UNITS).mkdir(parents=True, exist_ok=True)
+        units = 0
+        todo: list[int] = []
+
+        def open_units(split: Split = split, root: Path = root) -> Iterator[_Unit]:
+            nonlocal units
+            for number, items in enumerate(_cut(_shuffled(split, options.seed), options.samples_per_shard)):
+                units = number + 1
+                if number % part[1] != part[0] - 1:
+                    continue
+                if _note(root, number).is_file():
+                    on_records(split.name, _records(items))
+                    continue
+                todo.append(_records(items))
+                yield _Unit(root, split.name, number, items, options)
+
+        for place, _done in enumerate(ordered_map(_write_unit, open_units(), processes, chunk=1)):
+            on_records(split.name, todo[place])
+        with replacing(root / UNITS / "total.json") as stream:
+            stream.write(json.dumps(units).encode())
 
 
-class _ShardWriter:
-    """Cuts a stream of samples into tars of `samples_per_shard`, each with its index."""
+def publish(staging: Staging, dataset: str, splits: Iterable[str]) -> dict[str, SplitReport]:
+    """Join the units' notes into manifests and move all splits into place.
 
-    def __init__(self, root: Path, prefix: str, samples_per_shard: int) -> None:
-        self.root, self.prefix, self.samples_per_shard = root, prefix, samples_per_shard
-        self.shards: dict[str, list[object]] = {name: [] for name in SHARD_SCHEMA.names}
-        self.pending: list[Sample] = []
-
-    def add(self, sample: Sample) -> None:
-        self.pending.append(sample)
-        if len(self.pending) == self.samples_per_shard:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self.pending:
-            return
-        from webdataset import TarWriter  # imports torch, which commands that write nothing do without
-
-        name = f"{self.prefix}-{len(self.shards['name']):06d}"
-        path = self.root / f"{name}.tar"
-        rows: dict[str, list[object]] = {column: [] for column in INDEX_SCHEMA.names}
-        with replacing(path) as stream:
-            # a fixed time and owner: the same samples give the same bytes
-            writer = TarWriter(stream, encoder=False, mtime=0, format="PAX_FORMAT")
-            for sample in self.pending:
-                start = writer.tarstream.offset
-                writer.write(_members(sample))
-                size = writer.tarstream.offset - start
-                row = _index_row(sample, start, size)
-                for column, value in row.items():
-                    rows[column].append(value)
-            writer.close()
-        write_index(self.root, name, rows)
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        captions = sum(len(sample.record.captions) for sample in self.pending)
-        values = (name, len(self.pending), captions, path.stat().st_size, digest)
-        for column, value in zip(SHARD_SCHEMA.names, values, strict=True):
-            self.shards[column].append(value)
-        self.pending.clear()
-
-
-def _members(sample: Sample) -> dict[str, object]:
-    record = sample.record
-    label = {"image_id": record.image_id, "captions": list(record.captions)}
-    return {
-        "__key__": record.key,
-        sample.extension: sample.image,
-        "json": json.dumps(label, ensure_ascii=False).encode(),
-    }
-
-
-def _index_row(sample: Sample, offset: int, size: int) -> dict[str, object]:
-    return {
-        "key": sample.record.key,
-        "image_id": sample.record.image_id,
-        "captions": len(sample.record.captions),
-        "offset": offset,
-        "size": size,
-        "width": sample.width,
-        "height": sample.height,
-    }
+    Raises `DataError` when a unit is missing, or when nothing of a split was usable.
+    """
+    reports = {split: _join(staging.split(split), dataset, split) for split in splits}
+    staging.commit()
+    return reports
 
 
 def write_split(
-    records: Iterable[Record],
+    items: Iterable[Record | Skipped],
     root: Path,
     *,
     dataset: str,
     split: str,
-    samples_per_shard: int = SAMPLES_PER_SHARD,
+    options: Options = Options(),
     processes: int = 1,
-    skipped: Sequence[Skipped] = (),
-    on_record: Callable[[int], None] = lambda _count: None,
 ) -> SplitReport:
-    """Write the records as a folder of shards with its manifest at `root`, which must not exist yet.
+    """Write one split's records as a folder of shards with its manifest at `root`, which must not exist yet."""
+    with Staging(root.parent, folder=f".{root.name}.partial") as staging:
+        staging.claim([root.name], {})
+        convert(Source(dataset, [Split(root.name, items)]), staging, options, processes=processes)
+        report = _join(staging.split(root.name), dataset, split)
+        staging.commit()
+        return report
 
-    The image of every record is decoded once; what does not decode is skipped and listed in the report and
-    in `skipped.jsonl`, after what the source `skipped` already. `on_record` is called with 1 after each
-    record. Raises `DataError` when nothing is left.
-    """
-    root.mkdir(parents=True)
-    report = SplitReport(skipped=list(skipped))
-    writer = _ShardWriter(root, split, samples_per_shard)
-    for result in ordered_map(load_sample, records, processes):
-        if isinstance(result, Skipped):
-            report.skipped.append(result)
-        else:
-            writer.add(result)
-            report.samples += 1
-            report.captions += len(result.record.captions)
-        on_record(1)
-    writer.flush()
+
+def _shuffled(split: Split, seed: int | None) -> Iterable[Record | Skipped]:
+    if seed is None:
+        return split.items
+    items = list(split.items)
+    return (items[place] for place in permutation(key_of(seed, _SHUFFLE), len(items)))
+
+
+def _cut(items: Iterable[Record | Skipped], records: int) -> Iterator[list[Record | Skipped]]:
+    """Pieces of `records` records each, with what was skipped before them; the last may be shorter."""
+    piece: list[Record | Skipped] = []
+    count = 0
+    for item in items:
+        piece.append(item)
+        count += isinstance(item, Record)
+        if count == records:
+            yield piece
+            piece, count = [], 0
+    if piece:
+        yield piece
+
+
+def _records(items: list[Record | Skipped]) -> int:
+    return sum(isinstance(item, Record) for item in items)
+
+
+def _note(root: Path, number: int) -> Path:
+    return root / UNITS / f"{number:06d}.json"
+
+
+def _write_unit(unit: _Unit) -> None:
+    """Write a unit's shards, then its note: a unit without a note is written again from its start."""
+    skipped: list[Skipped] = []
+    holds: set[tuple[str, ...]] = set()
+    shards = []
+    samples = _samples(unit, skipped, holds)
+    following = next(samples, None)
+    while following is not None:
+        name = f"{unit.split}-{unit.number:06d}" + (f"-{len(shards):03d}" if unit.options.shard_bytes else "")
+        with ShardWriter(unit.root, name) as writer:
+            while following is not None and writer.has_room(following, unit.options.shard_bytes):
+                writer.add(following)
+                following = next(samples, None)
+        shards.append(writer.finish())
+    note = {
+        "shards": shards,
+        "skipped": [[item.name, item.reason] for item in skipped],
+        "holds": sorted(holds),
+    }
+    with replacing(_note(unit.root, unit.number)) as stream:
+        stream.write(json.dumps(note).encode())
+
+
+def _samples(unit: _Unit, skipped: list[Skipped], holds: set[tuple[str, ...]]) -> Iterator[Encoded]:
+    for item in unit.items:
+        loaded = load_sample(item, unit.options.resize) if isinstance(item, Record) else item
+        if isinstance(loaded, Skipped):
+            skipped.append(loaded)
+            continue
+        parts = ((IMAGE, loaded.image), (REGIONS, loaded.regions))
+        holds.add(tuple(name for name, part in parts if part is not None))
+        yield encode(loaded)
+
+
+def _join(root: Path, dataset: str, split: str) -> SplitReport:
+    total = root / UNITS / "total.json"
+    if not total.is_file():
+        raise DataError(f"{root}: no part has come to the end of split {split}; convert the parts first")
+    report = SplitReport()
+    shards: Rows = {name: [] for name in SHARD_SCHEMA.names}
+    holds: set[tuple[str, ...]] = set()
+    for number in range(json.loads(total.read_bytes())):
+        if not _note(root, number).is_file():
+            raise DataError(
+                f"{root}: unit {number} of split {split} is not there yet; of N parts it belongs to part {number} % N + 1"
+            )
+        note = json.loads(_note(root, number).read_bytes())
+        report.skipped += [Skipped(name, reason) for name, reason in note["skipped"]]
+        holds |= {tuple(one) for one in note["holds"]}
+        for row in note["shards"]:
+            for column, value in row.items():
+                shards[column].append(value)
+            report.samples += row["samples"]
+            report.captions += row["captions"]
+            report.bytes += row["bytes"]
+            report.shards += 1
     if not report.samples:
         first = [f"; the first of {len(report.skipped)}: {item.name}: {item.reason}" for item in report.skipped[:1]]
         raise DataError(f"split {split}: no usable sample{''.join(first)}")
-    report.shards = len(writer.shards["name"])
-    report.bytes = sum(int(str(size)) for size in writer.shards["bytes"])
+    if len(holds) > 1:
+        raise DataError(
+            f"split {split}: some samples have an image or regions that others lack; all must have the same"
+        )
     if report.skipped:
         with replacing(root / "skipped.jsonl") as stream:
             for item in report.skipped:
                 stream.write(json.dumps({"name": item.name, "reason": item.reason}).encode() + b"\n")
-    write_manifest(root, dataset, split, writer.shards)
+    write_manifest(root, dataset, split, holds.pop(), shards)
     return report
 
 
-class Staging:
-    """A scratch folder in `out` whose splits move into place together, and only when all are whole.
-
-    Use as a context manager; `commit()` publishes. Left without a commit, nothing of it remains.
-    """
-
-    def __init__(self, out: Path, overwrite: bool = False) -> None:
-        self.out, self.overwrite = out, overwrite
-        self.root = out / ".partial"
-        self.splits: list[str] = []
-
-    def __enter__(self) -> "Staging":
-        self.created = not self.out.exists()
-        shutil.rmtree(self.root, ignore_errors=True)  # of a run that was killed
-        try:
-            self.root.mkdir(parents=True)
-        except OSError as error:
-            raise DataError(f"--out {self.out}: cannot be written to ({error.strerror}); give another") from None
-        return self
-
-    def check(self, split: str) -> None:
-        """Raise `DataError` when `split` stands in `out` already."""
-        if (self.out / split).exists() and not self.overwrite:
-            raise DataError(f"{self.out / split}: exists already; give another --out, or --overwrite to replace it")
-
-    def path(self, split: str) -> Path:
-        """Where to write `split`."""
-        self.splits.append(split)
-        return self.root / split
-
-    def commit(self) -> None:
-        for split in self.splits:
-            if self.overwrite and (self.out / split).exists():
-                # moved aside, deleted later: a kill finds the old split or the new one, never half of one
-                (self.out / split).rename(self.root / f"{split}.replaced")
-            (self.root / split).rename(self.out / split)
-
-    def __exit__(self, *_error: object) -> None:
-        shutil.rmtree(self.root, ignore_errors=True)
-        if self.created and not any(self.out.iterdir()):
-            self.out.rmdir()
+def parse_part(text: str) -> tuple[int, int]:
+    """`3/8` -> (3, 8). Raises `DataError`."""
+    first, _, last = text.partition("/")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise DataError(f"--part {text}: write I/N with I from 1 to N, such as 3/8")
+    return int(first), int(last)

@@ -80,9 +80,8 @@ class ShardDataset(Dataset[Batch]):
             try:
                 pixels.append(self.transform(open_image(raw.image), key))
             except DECODE_ERRORS as error:
-                name = self.reader.index(int(shard)).keys[row]
-                path = self.manifest.shard_path(int(shard))
-                raise DataError(f"{path}: sample {name}: the image does not decode ({error})") from None
+                name = self.reader.name(int(shard), int(row))
+                raise DataError(f"{name}: the image does not decode ({error})") from None
             chosen = self._choose(raw.captions, request.epoch, int(sample))
             texts.extend(chosen)
             caption_image.extend([place] * len(chosen))

@@ -85,7 +85,7 @@ class TrainLoader:
             )
         if global_batch_size > dataset.manifest.num_samples:
             raise DataError(
-                f"{dataset.manifest.root}: {dataset.manifest.num_samples:,} samples do not fill one global batch "
+                f"{dataset.manifest.location}: {dataset.manifest.num_samples:,} samples do not fill one global batch "
                 f"of {global_batch_size:,}"
             )
         self.dataset, self.global_batch_size, self.rank = dataset, global_batch_size, rank
@@ -121,7 +121,7 @@ def evaluation_batches(dataset: ShardDataset, batch_size: int, rank: Rank, worke
     """
     total, world_size = dataset.manifest.num_samples, rank.world_size
     if total < world_size:
-        raise DataError(f"{dataset.manifest.root}: {total} samples for {world_size} processes; start fewer")
+        raise DataError(f"{dataset.manifest.location}: {total} samples for {world_size} processes; start fewer")
     assert batch_size >= 2, "with batches of one sample, ranks could not have equally many"
     start, end = (total * place // world_size for place in (rank.rank, rank.rank + 1))
     longest = -(-total // world_size)

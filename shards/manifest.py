@@ -1,38 +1,48 @@
 """The manifest: what a folder of shards holds, in flat files that scale to a billion samples.
 
-    DIR/manifest.json          format version, data set, split, totals; written last, so it commits the folder
-    DIR/shards.parquet         one row a shard: name, samples, captions, bytes, sha256
-    DIR/NAME.tar               a plain WebDataset shard
-    DIR/NAME.index.parquet     one row a sample: key, image_id, captions, offset, size, width, height
+    DIR/manifest.json        format version, data set, split, what a sample holds, totals; written last
+    DIR/shards.parquet       one row a shard, see `SHARD_SCHEMA`
+    DIR/NAME.tar             a plain WebDataset shard
+    DIR/NAME.index.arrow     one row a sample, see `INDEX_SCHEMA`; an Arrow IPC file, so it is mapped, not read
 
-`offset` and `size` (bytes) span a sample's members in the tar, headers included: one read fetches a sample.
+`path` is where the tar lies: relative to DIR, or an absolute path or URL, so that a manifest can describe tars
+that somebody else wrote, all of their samples or a part. DIR itself may be a URL.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from shards.atomic import replacing
 from shards.errors import DataError
+from shards.storage.cache import Cache
+from shards.storage.fetch import fetch
+from shards.storage.location import is_remote, join
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 SHARD_TABLE = "shards.parquet"
+IMAGE, REGIONS = "image", "regions"
+"""What samples can hold beside their captions."""
+MEND = "convert the data set again, or index its tars with `itm shards index`"
 
 SHARD_SCHEMA = pa.schema(
     [
         ("name", pa.string()),
+        ("path", pa.string()),
         ("samples", pa.int64()),
         ("captions", pa.int64()),
         ("bytes", pa.int64()),
-        ("sha256", pa.string()),
+        ("sha256", pa.string()),  # of the tar
+        ("index_sha256", pa.string()),
     ]
 )
 INDEX_SCHEMA = pa.schema(
@@ -40,37 +50,73 @@ INDEX_SCHEMA = pa.schema(
         ("key", pa.string()),
         ("image_id", pa.int64()),
         ("captions", pa.int32()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-        ("width", pa.int32()),
+        ("offset", pa.int64()),  # where the sample's members begin in the tar,
+        ("size", pa.int64()),  # and how many bytes they span, headers included: one read fetches a sample
+        ("crc32", pa.uint32()),  # of those bytes
+        ("content", pa.uint64()),  # `content_hash` of the encoded image; of the regions where there is none
+        ("width", pa.int32()),  # pixels; 0 without an image
         ("height", pa.int32()),
     ]
 )
+Rows = dict[str, list[object]]
+"""A table as a list a column."""
+
+
+def content_hash(data: bytes) -> int:
+    """The first 64 bits of the SHA-256: equal for copies of one picture, else by chance one in 2**64."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+
+
+def image_id_of(content: int) -> int:
+    """The image id of a sample whose source has none: copies of one picture share it."""
+    return content >> 1  # fits int64
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The samples of one shard, in the tar's order; arrays of one length."""
+    """The samples of one shard, in the tar's order; arrays of one length, mapped from the file."""
 
-    keys: list[str]
+    keys: pa.StringArray
     image_ids: npt.NDArray[np.int64]
     captions: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
+    crc32: npt.NDArray[np.uint32]
+    content: npt.NDArray[np.uint64]
+    widths: npt.NDArray[np.int32]
+    heights: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def key(self, row: int) -> str:
+        return str(self.keys[row])
 
 
 @dataclass(frozen=True)
 class Manifest:
     """A folder of shards, as `manifest.json` and `shards.parquet` describe it."""
 
-    root: Path
+    location: str
+    """The folder's path or URL."""
     dataset: str
     split: str
+    holds: tuple[str, ...]
+    """What every sample holds beside its captions: "image", "regions" or both."""
     names: tuple[str, ...]
+    paths: tuple[str, ...]
+    """Of each shard's tar, as `shards.parquet` has it."""
     samples: npt.NDArray[np.int64]
     """Samples a shard, in the order of `names`."""
     captions: npt.NDArray[np.int64]
     """Captions a shard."""
+    bytes: npt.NDArray[np.int64]
+    """Of each shard's tar."""
+    sha256: tuple[str, ...]
+    fingerprint: str
+    """A hash over the hashes of all shards and indexes: the same samples in the same order."""
+    cache: Cache | None = field(default=None, compare=False)
+    """Where what lies behind a URL is kept here."""
 
     @cached_property
     def num_samples(self) -> int:
@@ -81,57 +127,63 @@ class Manifest:
         return int(self.captions.sum())
 
     @cached_property
-    def fingerprint(self) -> str:
-        """A hash over the hashes of all shards: the same samples in the same order."""
-        return hashlib.sha256((self.root / SHARD_TABLE).read_bytes()).hexdigest()
-
-    @cached_property
     def first_sample(self) -> npt.NDArray[np.int64]:
         """The number, counted over the whole folder, of each shard's first sample."""
         return np.concatenate([[0], np.cumsum(self.samples)[:-1]]).astype(np.int64)
 
-    def shard_path(self, shard: int) -> Path:
-        return self.root / f"{self.names[shard]}.tar"
+    def shard_location(self, shard: int) -> str:
+        """The tar's path or URL."""
+        return join(self.location, self.paths[shard])
 
 
-def index_path(root: Path, name: str) -> Path:
-    return root / f"{name}.index.parquet"
+def index_name(name: str) -> str:
+    return f"{name}.index.arrow"
 
 
-def write_index(root: Path, name: str, rows: dict[str, list[object]]) -> None:
-    """Write the sample table of shard `name`; `rows` holds a list a column of `INDEX_SCHEMA`."""
-    with replacing(index_path(root, name)) as stream:
-        pq.write_table(pa.table(rows, schema=INDEX_SCHEMA), stream)
+def write_index(root: Path, name: str, rows: Rows) -> str:
+    """Write the sample table of shard `name`; `rows` holds a list a column of `INDEX_SCHEMA`.
+
+    Returns the file's SHA-256.
+    """
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, INDEX_SCHEMA) as writer:
+        writer.write_table(pa.table(rows, schema=INDEX_SCHEMA).combine_chunks())
+    data = sink.getvalue()
+    with replacing(root / index_name(name)) as stream:
+        stream.write(data)
+    return hashlib.sha256(data).hexdigest()
 
 
-def read_index(manifest: Manifest, shard: int) -> ShardIndex:
-    """Read one shard's sample table.
+def read_index_table(manifest: Manifest, shard: int) -> pa.Table:
+    """One shard's sample table as it stands in the file.
 
     Raises `DataError` when it is missing, damaged, or does not have the manifest's number of samples.
     """
-    path = index_path(manifest.root, manifest.names[shard])
+    location = join(manifest.location, index_name(manifest.names[shard]))
+    path = fetch(location, manifest.cache)
     if not path.is_file():
-        raise DataError(f"{path}: the shard's index is missing; convert the data set again")
-    columns = ["key", "image_id", "captions", "offset", "size"]
+        raise DataError(f"{location}: the shard's index is missing; {MEND}")
     try:
-        table = pq.read_table(path, columns=columns, use_threads=False)
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        if table.schema != INDEX_SCHEMA:
+            raise pa.ArrowInvalid("another layout")
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read ({error}); convert the data set again") from None
+        raise DataError(f"{location}: cannot be read ({error}); {MEND}") from None
     if table.num_rows != manifest.samples[shard]:
         raise DataError(
-            f"{path}: {table.num_rows} samples, but the manifest says {manifest.samples[shard]}; "
-            "convert the data set again"
+            f"{location}: {table.num_rows} samples, but the manifest says {manifest.samples[shard]}; {MEND}"
         )
-    return ShardIndex(
-        keys=table["key"].to_pylist(),
-        image_ids=table["image_id"].to_numpy(),
-        captions=table["captions"].to_numpy(),
-        offsets=table["offset"].to_numpy(),
-        sizes=table["size"].to_numpy(),
-    )
+    return table
 
 
-def write_manifest(root: Path, dataset: str, split: str, shards: dict[str, list[object]]) -> None:
+def read_index(manifest: Manifest, shard: int) -> ShardIndex:
+    """Map one shard's sample table. Raises `DataError` as `read_index_table` does."""
+    table = read_index_table(manifest, shard).combine_chunks()
+    numbers = [table[name].to_numpy() for name in INDEX_SCHEMA.names[1:]]
+    return ShardIndex(table["key"].combine_chunks(), *numbers)
+
+
+def write_manifest(root: Path, dataset: str, split: str, holds: tuple[str, ...], shards: Rows) -> None:
     """Commit a folder of shards; `shards` holds a list a column of `SHARD_SCHEMA`."""
     table = pa.table(shards, schema=SHARD_SCHEMA)
     with replacing(root / SHARD_TABLE) as stream:
@@ -140,6 +192,7 @@ def write_manifest(root: Path, dataset: str, split: str, shards: dict[str, list[
         "format_version": FORMAT_VERSION,
         "dataset": dataset,
         "split": split,
+        "holds": list(holds),
         "shards": table.num_rows,
         "samples": sum(table["samples"].to_pylist()),
         "captions": sum(table["captions"].to_pylist()),
@@ -148,51 +201,79 @@ def write_manifest(root: Path, dataset: str, split: str, shards: dict[str, list[
         stream.write(json.dumps(header, indent=2).encode() + b"\n")
 
 
-def read_manifest(root: Path) -> Manifest:
-    """Read the manifest of folder `root`.
+def read_manifest(location: str | Path, cache: Cache | None = None) -> Manifest:
+    """Read the manifest of a folder, given by its path or URL; `cache` is for what lies behind URLs.
 
-    Raises `DataError` when the folder, its manifest or one of its shards is missing, or when the manifest
-    is of another version or damaged.
+    Raises `DataError` when the folder, its manifest or one of its local shards is missing, or when the
+    manifest is of another version or damaged.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; give a folder of shards, as `itm shards convert` writes it")
-    if not (root / MANIFEST).is_file():
-        splits = sorted(child.name for child in root.iterdir() if (child / MANIFEST).is_file())
-        hint = (
-            f"did you mean one of its splits, {', '.join(splits)}?"
-            if splits
-            else ("shards are made with their manifest by `itm shards convert`")
-        )
-        raise DataError(f"{root}: no {MANIFEST} in this folder; {hint}")
+    location = str(location)
+    if not is_remote(location):
+        _check_folder(Path(location))
+    where = join(location, MANIFEST)
+    path = fetch(where, cache)
     try:
-        header = json.loads((root / MANIFEST).read_bytes())
-        version, dataset, split = header["format_version"], header["dataset"], header["split"]
+        header = json.loads(path.read_bytes())
+        version = header["format_version"]
+        if version != FORMAT_VERSION:
+            raise DataError(f"{where}: format version {version}, this program reads {FORMAT_VERSION}; {MEND}")
+        dataset, split, holds = header["dataset"], header["split"], tuple(header["holds"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{root / MANIFEST}: not a manifest ({error!r}); convert the data set again") from None
-    if version != FORMAT_VERSION:
-        raise DataError(f"{root / MANIFEST}: format version {version}, this program reads {FORMAT_VERSION}")
+        raise DataError(f"{where}: not a manifest ({error!r}); {MEND}") from None
+    where = join(location, SHARD_TABLE)
     try:
-        table = pq.read_table(root / SHARD_TABLE, schema=SHARD_SCHEMA)
+        data = fetch(where, cache).read_bytes()
+        table = pq.read_table(pa.BufferReader(data), schema=SHARD_SCHEMA)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{root / SHARD_TABLE}: cannot be read ({error}); convert the data set again") from None
+        raise DataError(f"{where}: cannot be read ({error}); {MEND}") from None
     manifest = Manifest(
-        root=root,
+        location=location,
         dataset=dataset,
         split=split,
+        holds=holds,
         names=tuple(table["name"].to_pylist()),
+        paths=tuple(table["path"].to_pylist()),
         samples=table["samples"].to_numpy(),
         captions=table["captions"].to_numpy(),
+        bytes=table["bytes"].to_numpy(),
+        sha256=tuple(table["sha256"].to_pylist()),
+        fingerprint=hashlib.sha256(data).hexdigest(),
+        cache=cache,
     )
-    _check_shards(manifest, table["bytes"].to_numpy())
+    _check_shards(manifest)
     return manifest
 
 
-def _check_shards(manifest: Manifest, sizes: npt.NDArray[np.int64]) -> None:
-    # one directory listing, not a stat a shard: a folder may hold 100,000 of them on a network disk
-    present = {entry.name for entry in manifest.root.iterdir()}
-    for shard, name in enumerate(manifest.names):
-        if f"{name}.tar" not in present:
-            raise DataError(f"{manifest.shard_path(shard)}: the shard is missing, the manifest lists it")
-    first = manifest.shard_path(0) if manifest.names else None
-    if first is not None and first.stat().st_size != sizes[0]:
-        raise DataError(f"{first}: {first.stat().st_size} bytes, but the manifest says {sizes[0]}; copy it again")
+def _check_folder(root: Path) -> None:
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; give a folder of shards, as `itm shards convert` writes it")
+    if not (root / MANIFEST).is_file():
+        children = sorted(root.iterdir())
+        splits = [child.name for child in children if (child / MANIFEST).is_file()]
+        hint = "shards are made with their manifest by `itm shards convert`"
+        if any(child.suffix == ".tar" for child in children):
+            hint = "make one for its tars with `itm shards index`"
+        if splits:
+            hint = f"did you mean one of its splits, {', '.join(splits)}?"
+        raise DataError(f"{root}: no {MANIFEST} in this folder; {hint}")
+
+
+def _check_shards(manifest: Manifest) -> None:
+    # one listing a folder, not a stat a shard: a folder may hold 100,000 of them on a network disk
+    listings: dict[Path, set[str]] = {}
+    local = [
+        Path(place)
+        for shard in range(len(manifest.names))
+        if not is_remote(place := manifest.shard_location(shard))
+    ]
+    for path in local:
+        if path.parent not in listings:
+            listings[path.parent] = (
+                {entry.name for entry in path.parent.iterdir()} if path.parent.is_dir() else set()
+            )
+        if path.name not in listings[path.parent]:
+            raise DataError(f"{path}: the shard is missing, {join(manifest.location, MANIFEST)} lists it")
+    if local and local[0] == Path(manifest.shard_location(0)):
+        size = local[0].stat().st_size
+        if size != manifest.bytes[0]:
+            raise DataError(f"{local[0]}: {size} bytes, but the manifest says {manifest.bytes[0]}; copy it again")

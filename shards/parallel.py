@@ -17,9 +17,9 @@ CHUNK = 16
 """Items sent to a worker at once: enough to make the cost of a message small beside decoding an image."""
 
 
-def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
+def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     iterator = iter(items)
-    while chunk := list(islice(iterator, CHUNK)):
+    while chunk := list(islice(iterator, size)):
         yield chunk
 
 
@@ -48,23 +48,25 @@ def _wait_and_exit() -> None:
     os._exit(1)
 
 
-def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result]:
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], processes: int, chunk: int = CHUNK
+) -> Iterator[Result]:
     """Yield `function(item)` for every item, in order, computed by `processes` worker processes.
 
-    With one process nothing is spawned; with more, `function` and the items must be picklable. At most
-    four chunks a worker are under way, so an endless iterable is fine.
+    With one process nothing is spawned; with more, `function` and the items must be picklable. Items are sent
+    to a worker `chunk` at a time. At most four chunks a worker are under way, so an endless iterable is fine.
     """
     if processes <= 1:
         yield from map(function, items)
         return
-    chunks = _chunks(items)
+    chunks = _chunks(items, chunk)
     # spawn: the caller may hold threads or a loaded torch, neither of which survives a fork unharmed
     with ProcessPoolExecutor(processes, get_context("spawn"), _start_worker) as pool:
         pending: deque[Future[list[Result]]] = deque()
         try:
             while True:
-                for chunk in islice(chunks, 4 * processes - len(pending)):
-                    pending.append(pool.submit(_map_chunk, function, chunk))
+                for part in islice(chunks, 4 * processes - len(pending)):
+                    pending.append(pool.submit(_map_chunk, function, part))
                 if not pending:
                     return
                 yield from pending.popleft().result()

@@ -51,8 +51,8 @@ class Plan:
             start = f"{self.resume.path} (step {self.resume.step:,})"
         elif self.init_from:
             start = f"the weights of {self.init_from.path}"
-        train = f"{self.train.root}: {self.train.num_samples:,} images, {self.train.num_captions:,} captions"
-        val = f"val {self.val.root}: {self.val.num_samples:,}" if self.val else "no val"
+        train = f"{self.train.location}: {self.train.num_samples:,} images, {self.train.num_captions:,} captions"
+        val = f"val {self.val.location}: {self.val.num_samples:,}" if self.val else "no val"
         batch = recipe.data.global_batch_size
         return [
             f"run    {self.run_dir}, from {start}",
@@ -80,7 +80,7 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
     _check_splits(train, val)
     _check_batch(recipe, train, processes)
     if val is not None and val.num_samples < processes:
-        raise RunError(f"data.val={val.root}: {val.num_samples} samples for {processes} processes; start fewer")
+        raise RunError(f"data.val={val.location}: {val.num_samples} samples for {processes} processes; start fewer")
     steps_per_epoch = train.num_samples // recipe.data.global_batch_size
     checkpoints = list_checkpoints(Path(recipe.run.dir) / "checkpoints")
     resume = checkpoints[-1] if checkpoints else None
@@ -103,16 +103,18 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
 def _check_splits(train: Manifest, val: Manifest | None) -> None:
     for key, manifest in (("data.train", train), ("data.val", val)):
         if manifest is not None and manifest.split == "test":
-            raise RunError(f"{key}={manifest.root}: a test split; models are trained on train and chosen on val")
+            raise RunError(
+                f"{key}={manifest.location}: a test split; models are trained on train and chosen on val"
+            )
 
 
 def _check_batch(recipe: Recipe, train: Manifest, processes: int) -> None:
     batch, group = recipe.data.global_batch_size, recipe.model.norm_group
     if processes > train.num_samples:
-        raise RunError(f"{processes} processes for {train.num_samples:,} samples in {train.root}; start fewer")
+        raise RunError(f"{processes} processes for {train.num_samples:,} samples in {train.location}; start fewer")
     if batch > train.num_samples:
         raise RunError(
-            f"data.global_batch_size={batch}: {train.root} has only {train.num_samples:,} samples; lower it"
+            f"data.global_batch_size={batch}: {train.location} has only {train.num_samples:,} samples; lower it"
         )
     if batch % processes:
         raise RunError(f"data.global_batch_size={batch}: does not divide among {processes} processes")
@@ -141,7 +143,7 @@ def split_identity(manifest: Manifest) -> dict[str, Any]:
 def _changes(resume: Checkpoint, recipe: Recipe, train: Manifest) -> tuple[str, ...]:
     if resume.progress.data != split_identity(train):
         raise RunError(
-            f"data.train={train.root}: not the shards that {resume.path} was trained on; "
+            f"data.train={train.location}: not the shards that {resume.path} was trained on; "
             "resume with the same, or give another run.dir"
         )
     before, now = flatten(resume.recipe.model_dump()), flatten(recipe.model_dump())

@@ -1,7 +1,13 @@
-"""What every source yields, whatever format it came from: images with their captions, and what it left out."""
+"""What every source yields, whatever format it came from: samples to be, and what it left out."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Regions = npt.NDArray[np.float32]
+"""(R, F): R image regions with F features each, such as 36 x 2048."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,15 +20,41 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image with all of its captions.
+    """One image, its precomputed regions, or both, with all of its captions.
 
-    `load` returns the encoded image bytes (JPEG, PNG, ...). It is called in a worker process, so it must
-    be picklable, for example `functools.partial(Path.read_bytes, path)`; it may raise `OSError`.
+    `load` returns the encoded image bytes (JPEG, PNG, ...), `regions` the region features; at least one is
+    given. They are called in a worker process, so they must be picklable, for example
+    `functools.partial(Path.read_bytes, path)`; they may raise `OSError` or `ValueError`.
     """
 
     key: str
     """Unique within the split; names the sample's tar members, so it holds no dot, slash or white space."""
-    image_id: int
-    """Pairs with one image id are never each other's negatives."""
+    image_id: int | None
+    """Pairs with one image id are never each other's negatives. None: hashed from the image's bytes."""
     captions: tuple[str, ...]
-    load: Callable[[], bytes]
+    load: Callable[[], bytes] | None
+    regions: Callable[[], Regions] | None = None
+    caption_ids: tuple[int, ...] = ()
+    """The data set's own ids of the captions, where it has such: one a caption, or none at all."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The records of one split, with what was left out between them, in the source's order."""
+
+    name: str
+    items: Iterable[Record | Skipped]
+    """Gives the same items each time that it is iterated; may be far too many for memory."""
+    count: int | None = None
+    """How many records there are, where that is known without reading them all; for progress alone."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set in a foreign format, opened: its annotations checked, its images not read yet."""
+
+    dataset: str
+    splits: list[Split]
+    identity: dict[str, object] = field(default_factory=dict)
+    """What decides the records, as JSON: files with their sizes and times, and options. An interrupted
+    conversion goes on only where it is the same."""

@@ -1,0 +1,69 @@
+"""What all sources do alike with captions, names and input files."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from shards.errors import DataError
+from shards.sources.record import Skipped
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold `text`: a JSON escape can smuggle in half of a surrogate pair."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def clean_captions(texts: list[str], name: str) -> tuple[list[int], list[str], list[Skipped]]:
+    """The places and texts of the usable captions, white space collapsed, and what was left out.
+
+    `name` is the image's, for the report.
+    """
+    places, captions, skipped = [], [], []
+    for place, text in enumerate(texts):
+        caption = " ".join(text.split())
+        if not caption:
+            skipped.append(Skipped(f"{name} caption {place}", "the caption is empty"))
+        elif not is_unicode(caption):
+            skipped.append(Skipped(f"{name} caption {place}", "the caption is not valid UTF-8"))
+        else:
+            places.append(place)
+            captions.append(caption)
+    return places, captions, skipped
+
+
+def key_of_name(filename: str) -> str:
+    """A sample's key from a file name: the path without its extension, and without dots, slashes and spaces."""
+    path = Path(filename)
+    return re.sub(r"[./\\\s]", "_", str(path.parent / path.stem))
+
+
+def file_identity(path: Path) -> dict[str, object]:
+    """What tells one state of a file from another, for `Source.identity`."""
+    state = path.stat()
+    return {"path": str(path.absolute()), "bytes": state.st_size, "mtime_ns": state.st_mtime_ns}
+
+
+def read_json(path: Path, option: str = "--annotations") -> Any:
+    """Read a UTF-8 JSON file. Raises `DataError` naming `option`, or the place of the fault."""
+    try:
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{option} {path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{option} {path}: is a folder; give the JSON file") from None
+    except OSError as error:
+        raise DataError(f"{option} {path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not UTF-8 at byte {error.start:,} (0x{error.object[error.start]:02x}); convert it to UTF-8"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
+
+
+def describe(value: Any) -> str:
+    """What a JSON value is, in a few words, for an error message."""
+    if isinstance(value, dict):
+        return f"an object with the keys {', '.join(map(str, list(value)[:6])) or '(none)'}"
+    return f"a {type(value).__name__}"
