@@ -38,7 +38,7 @@ class Options:
     """Records a unit; without `shard_bytes` each unit is one shard."""
     shard_bytes: int | None = None
     """A unit's shard is closed, and another begun, before it would grow beyond this."""
-    resize: Resize = Resize()
+    resize: Resize = field(default_factory=Resize)
     seed: int | None = None
     """Shuffle the records of each split first; None keeps the source's order."""
 
@@ -90,25 +90,11 @@ def convert(
     for split in source.splits:
         root = staging.split(split.name)
         (root / UNITS).mkdir(parents=True, exist_ok=True)
-        units = 0
-        todo: list[int] = []
-
-        def open_units(split: Split = split, root: Path = root) -> Iterator[_Unit]:
-            nonlocal units
-            for number, items in enumerate(_cut(_shuffled(split, options.seed), options.samples_per_shard)):
-                units = number + 1
-                if number % part[1] != part[0] - 1:
-                    continue
-                if _note(root, number).is_file():
-                    on_records(split.name, _records(items))
-                    continue
-                todo.append(_records(items))
-                yield _Unit(root, split.name, number, items, options)
-
-        for place, _done in enumerate(ordered_map(_write_unit, open_units(), processes, chunk=1)):
-            on_records(split.name, todo[place])
+        units = _Units(split, root, options, part, on_records)
+        for records in ordered_map(_write_unit, units, processes, chunk=1):
+            on_records(split.name, records)
         with replacing(root / UNITS / "total.json") as stream:
-            stream.write(json.dumps(units).encode())
+            stream.write(json.dumps(units.total).encode())
 
 
 def publish(staging: Staging, dataset: str, splits: Iterable[str]) -> dict[str, SplitReport]:
@@ -164,15 +150,46 @@ def _records(items: list[Record | Skipped]) -> int:
     return sum(isinstance(item, Record) for item in items)
 
 
+class _Units:
+    """The units of a split that this part has still to write; `total` counts all, once they were iterated."""
+
+    def __init__(
+        self,
+        split: Split,
+        root: Path,
+        options: Options,
+        part: tuple[int, int],
+        on_records: Callable[[str, int], None],
+    ) -> None:
+        self.split, self.root, self.options, self.part = split, root, options, part
+        self.on_records = on_records
+        self.total = 0
+
+    def __iter__(self) -> Iterator[_Unit]:
+        place, parts = self.part
+        pieces = _cut(_shuffled(self.split, self.options.seed), self.options.samples_per_shard)
+        for number, items in enumerate(pieces):
+            self.total = number + 1
+            if number % parts != place - 1:
+                continue
+            if _note(self.root, number).is_file():
+                self.on_records(self.split.name, _records(items))
+                continue
+            yield _Unit(self.root, self.split.name, number, items, self.options)
+
+
 def _note(root: Path, number: int) -> Path:
     return root / UNITS / f"{number:06d}.json"
 
 
-def _write_unit(unit: _Unit) -> None:
-    """Write a unit's shards, then its note: a unit without a note is written again from its start."""
+def _write_unit(unit: _Unit) -> int:
+    """Write a unit's shards, then its note: a unit without a note is written again from its start.
+
+    Returns the number of its records.
+    """
     skipped: list[Skipped] = []
     holds: set[tuple[str, ...]] = set()
-    shards = []
+    shards: list[dict[str, object]] = []
     samples = _samples(unit, skipped, holds)
     following = next(samples, None)
     while following is not None:
@@ -189,6 +206,7 @@ def _write_unit(unit: _Unit) -> None:
     }
     with replacing(_note(unit.root, unit.number)) as stream:
         stream.write(json.dumps(note).encode())
+    return _records(unit.items)
 
 
 def _samples(unit: _Unit, skipped: list[Skipped], holds: set[tuple[str, ...]]) -> Iterator[Encoded]:
@@ -212,7 +230,7 @@ def _join(root: Path, dataset: str, split: str) -> SplitReport:
     for number in range(json.loads(total.read_bytes())):
         if not _note(root, number).is_file():
             raise DataError(
-                f"{root}: unit {number} of split {split} is not there yet; of N parts it belongs to part {number} % N + 1"
+                f"{root}: unit {number} of split {split} is not there yet; of N parts, part {number} % N + 1 writes it"
             )
         note = json.loads(_note(root, number).read_bytes())
         report.skipped += [Skipped(name, reason) for name, reason in note["skipped"]]

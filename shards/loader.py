@@ -85,8 +85,8 @@ class TrainLoader:
             )
         if global_batch_size > dataset.manifest.num_samples:
             raise DataError(
-                f"{dataset.manifest.location}: {dataset.manifest.num_samples:,} samples do not fill one global batch "
-                f"of {global_batch_size:,}"
+                f"{dataset.manifest.location}: {dataset.manifest.num_samples:,} samples do not fill one global "
+                f"batch of {global_batch_size:,}"
             )
         self.dataset, self.global_batch_size, self.rank = dataset, global_batch_size, rank
         self.workers, self.pin_memory = workers, pin_memory

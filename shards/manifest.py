@@ -261,19 +261,17 @@ def _check_folder(root: Path) -> None:
 def _check_shards(manifest: Manifest) -> None:
     # one listing a folder, not a stat a shard: a folder may hold 100,000 of them on a network disk
     listings: dict[Path, set[str]] = {}
-    local = [
-        Path(place)
-        for shard in range(len(manifest.names))
-        if not is_remote(place := manifest.shard_location(shard))
-    ]
-    for path in local:
+    checked = False
+    for shard in range(len(manifest.names)):
+        location = manifest.shard_location(shard)
+        if is_remote(location):
+            continue
+        path = Path(location)
         if path.parent not in listings:
-            listings[path.parent] = (
-                {entry.name for entry in path.parent.iterdir()} if path.parent.is_dir() else set()
-            )
+            found = path.parent.iterdir() if path.parent.is_dir() else ()
+            listings[path.parent] = {entry.name for entry in found}
         if path.name not in listings[path.parent]:
-            raise DataError(f"{path}: the shard is missing, {join(manifest.location, MANIFEST)} lists it")
-    if local and local[0] == Path(manifest.shard_location(0)):
-        size = local[0].stat().st_size
-        if size != manifest.bytes[0]:
-            raise DataError(f"{local[0]}: {size} bytes, but the manifest says {manifest.bytes[0]}; copy it again")
+            raise DataError(f"{path}: the shard is missing, the manifest lists it")
+        if not checked and (size := path.stat().st_size) != manifest.bytes[shard]:
+            raise DataError(f"{path}: {size} bytes, but the manifest says {manifest.bytes[shard]}; copy it again")
+        checked = True

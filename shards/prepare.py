@@ -26,7 +26,7 @@ class Resize:
     """`JPEG`, `PNG` or `WEBP`, to which every image of another format is converted; None keeps its own."""
 
 
-def load_sample(record: Record, resize: Resize = Resize()) -> Sample | Skipped:
+def load_sample(record: Record, resize: Resize) -> Sample | Skipped:
     """Read the record's parts and decode its image whole: what will not decode in training is found here."""
     regions = None
     if record.regions is not None:

@@ -72,8 +72,8 @@ class Staging:
         if found is not None and found != json.loads(json.dumps(wanted)):
             if not self.overwrite:
                 raise DataError(
-                    f"{self.root}: an unfinished conversion of other input, or with other settings; repeat it as it "
-                    "was, give another --out, or --overwrite to discard it"
+                    f"{self.root}: an unfinished conversion of other input, or with other settings; repeat it as "
+                    "it was, give another --out, or --overwrite to discard it"
                 )
             for split in found["splits"]:
                 shutil.rmtree(self.root / split, ignore_errors=True)
