@@ -49,21 +49,23 @@ class Framework(nn.Module):
         self.all_negatives_steps = steps_per_epoch if first is None else first
 
     def forward(
-        self, images: torch.Tensor, text: torch.Tensor, image_ids: torch.Tensor, step: int
+        self, images: torch.Tensor, text: torch.Tensor, image_ids: torch.Tensor, valid: torch.Tensor, step: int
     ) -> dict[str, torch.Tensor]:
         """This rank's pairs -> named scalar losses, `loss` the weighted sum.
 
-        (b, side, side, 3) uint8, (b, T) int64, (b,) int64; `step` counts applied optimiser steps. The mean
-        of each value over the ranks is its value over the global batch.
+        (b, side, side, 3) uint8, (b, T) int64, (b,) int64, (b,) bool; `step` counts applied optimiser steps.
+        Pairs that are not valid, which only fill a batch, are neither anchors nor negatives. The mean of each
+        value over the ranks is its value over the global batch.
         """
         # here and not around the engine, which switches off an autocast that it did not start
         with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
             image, caption = self.encoders.encode_image(images), self.encoders.encode_text(text)
         both = gather(torch.cat([image, caption], dim=1))
         all_images, all_captions = both.chunk(2, dim=1)
-        same_image = image_ids.unsqueeze(1) == gather(image_ids).unsqueeze(0)
+        all_ids, all_valid = gather(torch.stack([image_ids, valid.to(image_ids.dtype)], dim=1)).unbind(dim=1)
+        excluded = (image_ids.unsqueeze(1) == all_ids) | (all_valid == 0)
+        weight = valid * (len(all_valid) / all_valid.sum())
         config, hardest = self.loss.base, step >= self.all_negatives_steps
-        base = hinge_loss(image, caption, all_captions, same_image, config.margin, hardest) + hinge_loss(
-            caption, image, all_images, same_image, config.margin, hardest
-        )
+        base = hinge_loss(image, caption, all_captions, excluded, config.margin, hardest, weight)
+        base = base + hinge_loss(caption, image, all_images, excluded, config.margin, hardest, weight)
         return {"loss": config.weight * base, "base": base.detach()}

@@ -1,37 +1,78 @@
 """What the loader hands out."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 
+import numpy as np
 import torch
+
+from shards.images import Pixels
+from shards.sources.record import Regions
+
+
+@dataclass(frozen=True)
+class Undecodable:
+    """A sample that was met in training and could not be used; another stands in its place."""
+
+    sample: int
+    """Its number in the training set."""
+    reason: str
+    """One line that names the shard and the key."""
 
 
 @dataclass
 class Batch:
-    """Images with their captions. B images, C captions, T tokens.
+    """Images, or their regions, with their captions. B images, C captions, T tokens, R regions.
 
     In training C = B and caption i belongs to image i; in evaluation an image has any number of captions.
     """
 
-    images: torch.Tensor
+    images: torch.Tensor | None
     """(B, side, side, 3) uint8; normalised on the device, a quarter of the bytes of float32."""
+    regions: torch.Tensor | None
+    """(B, R, F) float32, zero where there is none."""
+    region_mask: torch.Tensor | None
+    """(B, R) bool: False where an image has fewer regions than another of the batch."""
     text: torch.Tensor
     """(C, T) int64 token ids."""
     caption_image: torch.Tensor
-    """(C,) int64: the row of `images` that each caption describes."""
+    """(C,) int64: the image that each caption describes, as a row of the batch."""
     image_ids: torch.Tensor
     """(B,) int64: pairs with one id are never each other's negatives."""
     samples: torch.Tensor
-    """(B,) int64: the sample's number in its folder of shards."""
+    """(B,) int64: the sample's number in its data set, or in the whole of a mixture."""
+    valid: torch.Tensor
+    """(B,) bool: False for a sample that only fills the last batch of an epoch."""
     captions: list[str]
     """(C,) the captions as text."""
+    undecodable: list[Undecodable] = field(default_factory=list)
+    """What was replaced while this batch was made."""
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
 
     def pin_memory(self) -> "Batch":
         """Called by the data loader when it pins; moves every tensor to page-locked memory."""
-        return Batch(
-            self.images.pin_memory(),
-            self.text.pin_memory(),
-            self.caption_image.pin_memory(),
-            self.image_ids.pin_memory(),
-            self.samples.pin_memory(),
-            self.captions,
-        )
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        pinned = {name: value.pin_memory() for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return Batch(**values | pinned)
+
+
+def stack_images(pixels: Sequence[Pixels | None]) -> torch.Tensor | None:
+    """(B, side, side, 3) uint8, or None where the data set holds no images."""
+    held = [one for one in pixels if one is not None]
+    return torch.from_numpy(np.stack(held)) if held else None
+
+
+def stack_regions(regions: Sequence[Regions | None]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """(B, R, F) float32 and (B, R) bool, R the largest number of regions; None without regions."""
+    held = [one for one in regions if one is not None]
+    if not held:
+        return None, None
+    most = max(len(one) for one in held)
+    stacked = torch.zeros(len(held), most, held[0].shape[1])
+    mask = torch.zeros(len(held), most, dtype=torch.bool)
+    for row, one in enumerate(held):
+        stacked[row, : len(one)] = torch.from_numpy(one)
+        mask[row, : len(one)] = True
+    return stacked, mask

@@ -230,7 +230,7 @@ def _join(root: Path, dataset: str, split: str) -> SplitReport:
     for number in range(json.loads(total.read_bytes())):
         if not _note(root, number).is_file():
             raise DataError(
-                f"{root}: unit {number} of split {split} is not there yet; of N parts, part {number} % N + 1 writes it"
+                f"{root}: unit {number} of split {split} is not there yet; of N parts, {number} % N + 1 writes it"
             )
         note = json.loads(_note(root, number).read_bytes())
         report.skipped += [Skipped(name, reason) for name, reason in note["skipped"]]

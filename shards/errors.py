@@ -1,5 +1,9 @@
-"""The one exception with which this package tells a user what to mend."""
+"""What this package raises at a user's mistake, or at a file that is not what it should be."""
 
 
 class DataError(Exception):
-    """A user's mistake about data: one line that says what is wrong, where, and how to mend it."""
+    """One clear line: what is wrong, where, and how to mend it."""
+
+
+class SampleError(DataError):
+    """One sample is damaged or does not decode; the others can be read."""

@@ -1,4 +1,4 @@
-"""Batches for one rank: of the canonical order for training, of the manifest's order for evaluation.
+"""Batches for one rank, in the canonical order.
 
 Every rank computes which samples are its own; nothing is exchanged, so no rank ever waits for another, with
 fewer shards than workers and with uneven shards alike. Loader workers fetch whole batches in turn, so their
@@ -6,14 +6,17 @@ number does not change what is read.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from shards.batch import Batch
-from shards.dataset import Request, ShardDataset
 from shards.errors import DataError
+from shards.training import Request, TrainDataset
+
+LastBatch = Literal["drop", "pad"]
 
 
 @dataclass(frozen=True)
@@ -32,20 +35,25 @@ class Position:
     position: int = 0
 
 
-class _ErrorsAsValues(Dataset[Batch | DataError]):
+class _ErrorsAsValues(Dataset[Any]):
     """Hands a `DataError` over in place of the batch: raised in a worker, torch would bury it in a traceback."""
 
-    def __init__(self, dataset: ShardDataset) -> None:
+    def __init__(self, dataset: Dataset[Batch]) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, request: Request) -> Batch | DataError:
+    def __getitem__(self, request: Any) -> Batch | DataError:
         try:
             return self.dataset[request]
         except DataError as error:
             return error
 
 
-def _serve(dataset: ShardDataset, requests: Iterable[Request], workers: int, pin: bool) -> Iterator[Batch]:
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)  # a worker is a thread of its own; more would fight over the cores
+
+
+def serve(dataset: Dataset[Batch], requests: Iterable[Any], workers: int, pin: bool = False) -> Iterator[Batch]:
+    """The batches that are asked for, in order, made by `workers` processes, or by this one where it is 0."""
     loader = DataLoader(
         _ErrorsAsValues(dataset),
         sampler=requests,  # requests take the place of indices
@@ -53,79 +61,91 @@ def _serve(dataset: ShardDataset, requests: Iterable[Request], workers: int, pin
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread if workers else None,
         # not fork: the training process holds threads of its collectives
         multiprocessing_context="spawn" if workers else None,
     )
-    for batch in loader:
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a loader worker ended unexpectedly ({str(error).splitlines()[0]}); if it was short of memory, "
+                "lower data.workers"
+            ) from None
+        if batch is None:
+            return
         if isinstance(batch, DataError):
             raise batch
         yield batch
 
 
+def steps_per_epoch(num_visits: int, global_batch_size: int, last_batch: LastBatch) -> int:
+    """Global batches in an epoch of `num_visits`."""
+    return num_visits // global_batch_size if last_batch == "drop" else -(-num_visits // global_batch_size)
+
+
 class TrainLoader:
     """An endless stream of this rank's part of each global batch, in the canonical order, epoch after epoch.
 
-    The last partial batch of an epoch is dropped: its samples, fewer than one global batch and others in
-    every epoch, are not seen in that epoch; all the others are seen once. `state` is the position after the
-    last batch that was handed out, whatever the workers have fetched ahead.
+    Every visit of an epoch is made once. What does not fill a last batch is dropped (fewer visits than one
+    batch, others in every epoch), or, with `last_batch` "pad", the batch is filled from the epoch's start with
+    samples whose `Batch.valid` is False. `state` is the position after the last batch that was handed out,
+    whatever the workers have fetched ahead.
     """
 
     def __init__(
         self,
-        dataset: ShardDataset,
+        dataset: TrainDataset,
         global_batch_size: int,
         rank: Rank,
         workers: int = 0,
         state: Position | None = None,
+        last_batch: LastBatch = "drop",
         pin_memory: bool = False,
     ) -> None:
         if global_batch_size % rank.world_size:
             raise DataError(
                 f"a global batch of {global_batch_size} does not divide among {rank.world_size} processes"
             )
-        if global_batch_size > dataset.manifest.num_samples:
+        total = dataset.training_set.num_visits
+        if global_batch_size > total:
             raise DataError(
-                f"{dataset.manifest.location}: {dataset.manifest.num_samples:,} samples do not fill one global "
-                f"batch of {global_batch_size:,}"
+                f"{dataset.training_set.name}: {total:,} samples do not fill one global batch of "
+                f"{global_batch_size:,}"
             )
         self.dataset, self.global_batch_size, self.rank = dataset, global_batch_size, rank
-        self.workers, self.pin_memory = workers, pin_memory
+        self.workers, self.last_batch, self.pin_memory = workers, last_batch, pin_memory
         self.state = state or Position()
+
+    def state_dict(self) -> dict[str, int]:
+        """The position, all that is needed to go on: at any world size and number of workers."""
+        return asdict(self.state)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a position; to be called before iterating. Takes no time: nothing is replayed."""
+        self.state = Position(**state)
+
+    def _step(self, state: Position) -> Position:
+        """Where the batch that is next at `state` begins."""
+        needed = self.global_batch_size if self.last_batch == "drop" else 1
+        full = state.position + needed <= self.dataset.training_set.num_visits
+        return Position(state.epoch, state.position) if full else Position(state.epoch + 1, 0)
 
     def _requests(self) -> Iterator[Request]:
         local = self.global_batch_size // self.rank.world_size
         first = self.rank.rank * local
-        state = Position(self.state.epoch, self.state.position)
+        state = self.state
         while True:
-            _wrap(state, self.global_batch_size, self.dataset.manifest.num_samples)
+            state = self._step(state)
             yield Request(state.epoch, state.position, self.global_batch_size, first, first + local)
             state.position += self.global_batch_size
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in _serve(self.dataset, self._requests(), self.workers, self.pin_memory):
-            _wrap(self.state, self.global_batch_size, self.dataset.manifest.num_samples)
+        for batch in serve(self.dataset, self._requests(), self.workers, self.pin_memory):
+            self.state = self._step(self.state)
             self.state.position += self.global_batch_size
             yield batch
-
-
-def _wrap(state: Position, global_batch_size: int, num_samples: int) -> None:
-    if state.position + global_batch_size > num_samples:
-        state.epoch, state.position = state.epoch + 1, 0
-
-
-def evaluation_batches(dataset: ShardDataset, batch_size: int, rank: Rank, workers: int = 0) -> Iterator[Batch]:
-    """Every sample once with all of its captions, in the manifest's order, dealt to the ranks in blocks.
-
-    All ranks get the same number of batches, of at most `batch_size` (2 or more) samples each, so that they
-    can run collectives batch by batch. Raises `DataError` when there are fewer samples than ranks.
-    """
-    total, world_size = dataset.manifest.num_samples, rank.world_size
-    if total < world_size:
-        raise DataError(f"{dataset.manifest.location}: {total} samples for {world_size} processes; start fewer")
-    assert batch_size >= 2, "with batches of one sample, ranks could not have equally many"
-    start, end = (total * place // world_size for place in (rank.rank, rank.rank + 1))
-    longest = -(-total // world_size)
-    batches = -(-longest // batch_size)
-    edges = [start + (end - start) * place // batches for place in range(batches + 1)]
-    requests = [Request(None, a, b - a, 0, b - a) for a, b in pairwise(edges)]
-    return _serve(dataset, requests, workers, False)

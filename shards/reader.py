@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from shards.errors import DataError
+from shards.errors import SampleError
 from shards.manifest import Manifest, ShardIndex, read_index
 from shards.storage.local import LocalReader
 from shards.tarsample import TarSample, parse_sample
@@ -36,11 +36,14 @@ class ShardReader:
         return f"{self.manifest.shard_location(shard)}: sample {self.index(shard).key(row)}"
 
     def read(self, shard: int, row: int) -> TarSample:
-        """The sample at `row` of `shard`. Raises `DataError` naming it when its bytes are damaged."""
+        """The sample at `row` of `shard`.
+
+        Raises `SampleError` naming it when its bytes are damaged, `DataError` when the shard cannot be read.
+        """
         index = self.index(shard)
         data = self._bytes.read(self.manifest.shard_location(shard), index, row)
         if len(data) != index.sizes[row]:
-            raise DataError(f"{self.name(shard, row)}: the shard ends early; check it against its manifest")
+            raise SampleError(f"{self.name(shard, row)}: the shard ends early; check it against its manifest")
         return parse_sample(data, self.name(shard, row))
 
     def close(self) -> None:

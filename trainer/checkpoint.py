@@ -38,8 +38,8 @@ class Progress:
     step: int
     """Applied optimiser steps."""
     loader: Position
-    data: dict[str, Any]
-    """The training split that the position counts in: `dataset`, `split` and `fingerprint`."""
+    data: list[dict[str, Any]]
+    """The data sets that the position counts in; see `trainer.plan.identity`."""
     val: dict[str, Any] | None = None
     """Recalls on val, where they were measured at this step."""
 

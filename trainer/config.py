@@ -19,12 +19,43 @@ class RunConfig(_Config):
     init_from: str | None = Field(None, description="a run or checkpoint of ours whose weights to start from")
 
 
-class DataConfig(_Config):
-    """Folders of shards, as `itm shards` writes them."""
+class PartConfig(_Config):
+    """One data set of a mixture."""
 
-    train: str = Field("", description="folder of the training split")
+    path: str = Field(description="folder of a training split")
+    weight: float = Field(1.0, gt=0, description="repeats an epoch, or share of the batches; see data.mix")
+    captions: Literal["one", "first", "all"] | None = Field(None, description="null: as data.captions")
+
+
+class CacheConfig(_Config):
+    """Where what lies behind URLs is kept on each node."""
+
+    dir: str | None = Field(None, description="folder on a local disk; null: $ITM_CACHE or ~/.cache/itm")
+    max_gb: float = Field(64.0, gt=0, description="its bound in GB; what was not used for longest goes first")
+    timeout: float = Field(60.0, gt=0, description="seconds without an answer before an attempt has failed")
+    attempts: int = Field(5, ge=1, description="attempts of each transfer, with growing pauses")
+
+
+class DataConfig(_Config):
+    """Folders of shards, as `itm shards` writes them; a folder may be a URL that fsspec opens."""
+
+    train: str | list[PartConfig] = Field(
+        "", description="folder of the training split, or a list of {path, weight, captions} to be mixed"
+    )
+    mix: Literal["epoch", "sampling"] = Field(
+        "epoch", description="weights in data.train are repeats an epoch, or shares of the batches"
+    )
     val: str | None = Field(None, description="folder of the split on which the best checkpoint is chosen")
-    captions: Literal["one", "first"] = Field("one", description="one drawn a visit, or always the first")
+    captions: Literal["one", "first", "all"] = Field(
+        "one", description="one drawn a visit, always the first, or all, each a visit of its own"
+    )
+    last_batch: Literal["drop", "pad"] = Field(
+        "drop", description="what does not fill an epoch's last batch is dropped, or padded with a mask"
+    )
+    max_undecodable: float = Field(
+        0.01, ge=0, le=1, description="share of samples that may not decode before the run stops"
+    )
+    cache: CacheConfig = CacheConfig()
     min_crop_scale: float = Field(0.9, gt=0, le=1, description="smallest share of the area a crop keeps")
     workers: int = Field(0, ge=0, description="loader processes a rank; 0 loads in the training process")
     global_batch_size: int = Field(128, ge=2, description="pairs a step, over all processes")

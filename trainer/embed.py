@@ -8,9 +8,10 @@ import torch
 import torch.distributed as dist
 
 from model.frameworks import DualEncoder
-from shards.dataset import ShardDataset
-from shards.loader import Rank, evaluation_batches
+from shards.evaluation import EvaluationDataset, evaluation_batches
+from shards.loader import Rank
 from trainer.distributed import World
+from trainer.errors import RunError
 
 
 @dataclass
@@ -35,7 +36,7 @@ def autocast(device: torch.device, precision: str) -> "torch.autocast | nullcont
 @torch.no_grad()
 def embed_split(
     encoders: DualEncoder,
-    dataset: ShardDataset,
+    dataset: EvaluationDataset,
     world: World,
     device: torch.device,
     *,
@@ -53,12 +54,14 @@ def embed_split(
     images, texts, owner, captions = [], [], [], []
     batches = evaluation_batches(dataset, batch_size, Rank(world.rank, world.size), workers)
     for batch in batches:
+        if batch.images is None:
+            raise RunError(f"{dataset.manifest.location}: holds no images")
         with autocast(device, precision):
             images.append(encoders.encode_image(batch.images.to(device)))
             texts.append(encoders.encode_text(batch.text.to(device)))
         owner.append(batch.samples[batch.caption_image].to(device))
         captions.extend(batch.captions)
-        on_batch(len(batch.images))
+        on_batch(len(batch))
     return Embeddings(
         _concatenate(torch.cat(images), world),
         _concatenate(torch.cat(texts), world),

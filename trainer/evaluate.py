@@ -9,7 +9,7 @@ import torch
 
 from model.tokenizer import build_tokenizer
 from model.towers.open_clip import tower_widths
-from shards.dataset import ShardDataset
+from shards.evaluation import EvaluationDataset
 from shards.images import center_crop
 from shards.manifest import Manifest, read_manifest
 from trainer.checkpoint import Checkpoint, find_checkpoint, load_weights
@@ -41,11 +41,11 @@ class Evaluation:
         }
 
 
-def evaluation_set(checkpoint: Checkpoint, data: Path) -> ShardDataset:
+def evaluation_set(checkpoint: Checkpoint, data: Path) -> EvaluationDataset:
     """The split as this checkpoint's model takes it."""
     architecture = checkpoint.recipe.model.architecture
     crop = center_crop(tower_widths(architecture).image_size)
-    return ShardDataset(read_manifest(data), crop, build_tokenizer(architecture))
+    return EvaluationDataset(read_manifest(data), crop, build_tokenizer(architecture))
 
 
 def evaluate(

@@ -13,9 +13,10 @@ from model.tokenizer import build_tokenizer
 from model.towers.open_clip import tower_widths
 from shards.atomic import replacing
 from shards.batch import Batch
-from shards.dataset import ShardDataset
+from shards.evaluation import EvaluationDataset
 from shards.images import center_crop, random_resized_crop
 from shards.loader import Position, Rank, TrainLoader
+from shards.training import TrainDataset, Unkeyed
 from trainer.checkpoint import Progress, load_optimizer, load_weights, prune, save_checkpoint
 from trainer.distributed import World, device_of, start, stop
 from trainer.embed import embed_split
@@ -23,7 +24,8 @@ from trainer.engine import build_encoders, build_framework, initialize, seed_ste
 from trainer.errors import RunError
 from trainer.logs import RunLog
 from trainer.metrics import retrieval
-from trainer.plan import Plan, split_identity
+from trainer.plan import Plan, identity
+from trainer.quarantine import Quarantine
 from trainer.recipe import dump_recipe
 from trainer.schedule import learning_rate_scale
 
@@ -64,6 +66,8 @@ class Trainer:
         if plan.resume:
             load_optimizer(self.engine, plan.resume)
         self.loader, self.val = self._data()
+        self.quarantine = Quarantine(plan.run_dir, self.recipe.data.max_undecodable, world)
+        self.first_step = self.step
 
     def _framework(self) -> Framework:
         plan, recipe = self.plan, self.recipe
@@ -80,12 +84,12 @@ class Trainer:
                 self.notes.append(f"without counterpart, left as they were: {', '.join(unmatched)}")
         return framework
 
-    def _data(self) -> tuple[TrainLoader, ShardDataset | None]:
+    def _data(self) -> tuple[TrainLoader, EvaluationDataset | None]:
         recipe, plan = self.recipe, self.plan
         side = tower_widths(recipe.model.architecture).image_size
         tokenize = build_tokenizer(recipe.model.architecture)
         crop = random_resized_crop(side, recipe.data.min_crop_scale)
-        train_set = ShardDataset(plan.train, crop, tokenize, recipe.run.seed, recipe.data.captions)
+        train_set = TrainDataset(plan.train, crop, Unkeyed(tokenize), recipe.run.seed)
         state = plan.resume.progress.loader if plan.resume else Position()
         loader = TrainLoader(
             train_set,
@@ -93,9 +97,10 @@ class Trainer:
             Rank(self.world.rank, self.world.size),
             workers=recipe.data.workers,
             state=Position(state.epoch, state.position),
+            last_batch=recipe.data.last_batch,
             pin_memory=self.device.type == "cuda",
         )
-        return loader, ShardDataset(plan.val, center_crop(side), tokenize) if plan.val else None
+        return loader, EvaluationDataset(plan.val, center_crop(side), tokenize) if plan.val else None
 
     def run(self) -> None:
         """Train to the last step, logging, evaluating and checkpointing on the way."""
@@ -143,10 +148,13 @@ class Trainer:
         lr = self.recipe.optimizer.lr * scale
         set_learning_rate(self.engine, lr)
         seed_step(self.recipe.run.seed, self.step, self.world.rank)
-        images, text, ids = (
-            part.to(self.device, non_blocking=True) for part in (batch.images, batch.text, batch.image_ids)
+        self.quarantine.add(batch.undecodable)
+        assert batch.images is not None, "the plan checks that the training set holds images"
+        images, text, ids, valid = (
+            part.to(self.device, non_blocking=True)
+            for part in (batch.images, batch.text, batch.image_ids, batch.valid)
         )
-        losses: dict[str, torch.Tensor] = self.engine(images, text, ids, self.step)
+        losses: dict[str, torch.Tensor] = self.engine(images, text, ids, valid, self.step)
         self.engine.backward(losses["loss"])
         self.engine.step()
         if not self.engine.was_step_applied():
@@ -164,8 +172,10 @@ class Trainer:
         if not all(map(_is_finite, means.values())):
             raise RunError(f"the loss is not finite at step {self.step}: {means}; lower optimizer.lr, or resume")
         state = self.loader.state
-        epoch = state.epoch + state.position / self.plan.train.num_samples
+        epoch = state.epoch + min(1.0, state.position / self.plan.train.num_visits)
         row: dict[str, Any] = {"step": self.step, **means, "lr": lr, "epoch": round(epoch, 4)}
+        samples_read = (self.step - self.first_step) * self.recipe.data.global_batch_size
+        row["undecodable"] = self.quarantine.settle(samples_read)
         norm = self.engine.get_global_grad_norm()
         return row if norm is None else row | {"grad_norm": float(norm)}
 
@@ -189,7 +199,7 @@ class Trainer:
 
     def _save(self, log: RunLog | None, val: dict[str, Any] | None) -> None:
         folder = self.plan.run_dir / "checkpoints"
-        progress = Progress(self.step, self.loader.state, split_identity(self.plan.train), val)
+        progress = Progress(self.step, self.loader.state, identity(self.plan.train), val)
         save_checkpoint(folder, self.engine, self.recipe, progress)
         if log:
             prune(folder, self.recipe.checkpoint.keep_last)

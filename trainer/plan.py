@@ -4,13 +4,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.manifest import Manifest, read_manifest
+from shards.loader import steps_per_epoch
+from shards.manifest import IMAGE, Manifest, read_manifest
+from shards.storage.cache import Cache, default_directory
+from shards.training import Part, TrainingSet
 from trainer.checkpoint import Checkpoint, find_checkpoint, list_checkpoints
-from trainer.config import Recipe
+from trainer.config import DataConfig, PartConfig, Recipe
 from trainer.errors import RunError
 from trainer.recipe import flatten
 
-FIXED = ("model.", "data.captions", "data.global_batch_size", "run.seed", "run.init_from")
+FIXED = (
+    "model.",
+    "data.captions",
+    "data.mix",
+    "data.last_batch",
+    "data.global_batch_size",
+    "run.seed",
+    "run.init_from",
+)
 """Settings that decide what a run's checkpoints mean, so a resumed run cannot change them."""
 
 FREE = ("pretrained", "norm_group", "aahr.dropout")
@@ -23,7 +34,7 @@ class Plan:
 
     recipe: Recipe
     processes: int
-    train: Manifest
+    train: TrainingSet
     val: Manifest | None
     steps_per_epoch: int
     total_steps: int
@@ -51,12 +62,12 @@ class Plan:
             start = f"{self.resume.path} (step {self.resume.step:,})"
         elif self.init_from:
             start = f"the weights of {self.init_from.path}"
-        train = f"{self.train.location}: {self.train.num_samples:,} images, {self.train.num_captions:,} captions"
-        val = f"val {self.val.location}: {self.val.num_samples:,}" if self.val else "no val"
+        val = f"val    {self.val.location}: {self.val.num_samples:,} images" if self.val else "val    none"
         batch = recipe.data.global_batch_size
         return [
             f"run    {self.run_dir}, from {start}",
-            f"data   {train}, {val}",
+            *_describe(self.train),
+            val,
             f"model  {recipe.model.architecture}, embeddings of {recipe.model.embed_dim}",
             f"steps  {self.total_steps:,} of {batch:,} pairs, {self.steps_per_epoch:,} an epoch",
             f"engine {self.processes} process{'es' * (self.processes > 1)}, ZeRO-{recipe.engine.zero_stage}, "
@@ -73,15 +84,13 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
         raise RunError("run.dir: not given; add run.dir=FOLDER, where the run is written and resumed")
     if Path(recipe.run.dir).is_file():
         raise RunError(f"run.dir={recipe.run.dir}: is a file; give a folder")
-    if not recipe.data.train:
-        raise RunError("data.train: not given; add data.train=FOLDER, a folder of shards")
-    train = read_manifest(Path(recipe.data.train))
-    val = read_manifest(Path(recipe.data.val)) if recipe.data.val else None
+    train = read_training_set(recipe.data)
+    val = read_manifest(recipe.data.val, cache_of(recipe.data)) if recipe.data.val else None
     _check_splits(train, val)
     _check_batch(recipe, train, processes)
     if val is not None and val.num_samples < processes:
         raise RunError(f"data.val={val.location}: {val.num_samples} samples for {processes} processes; start fewer")
-    steps_per_epoch = train.num_samples // recipe.data.global_batch_size
+    steps = steps_per_epoch(train.num_visits, recipe.data.global_batch_size, recipe.data.last_batch)
     checkpoints = list_checkpoints(Path(recipe.run.dir) / "checkpoints")
     resume = checkpoints[-1] if checkpoints else None
     init_from = find_checkpoint(Path(recipe.run.init_from)) if recipe.run.init_from and not resume else None
@@ -92,29 +101,65 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
         processes=processes,
         train=train,
         val=val,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=max(1, round(recipe.schedule.epochs * steps_per_epoch)),
+        steps_per_epoch=steps,
+        total_steps=max(1, round(recipe.schedule.epochs * steps)),
         resume=resume,
         init_from=init_from,
         changed=_changes(resume, recipe, train) if resume else (),
     )
 
 
-def _check_splits(train: Manifest, val: Manifest | None) -> None:
-    for key, manifest in (("data.train", train), ("data.val", val)):
-        if manifest is not None and manifest.split == "test":
+def cache_of(data: DataConfig) -> Cache:
+    """The cache that a recipe asks for."""
+    cache = data.cache
+    folder = Path(cache.dir) if cache.dir else default_directory()
+    return Cache(folder, int(cache.max_gb * 1e9), cache.timeout, cache.attempts)
+
+
+def read_training_set(data: DataConfig) -> TrainingSet:
+    """Read the manifests of `data.train`. Raises `RunError` or `DataError`."""
+    if not data.train:
+        raise RunError("data.train: not given; add data.train=FOLDER, a folder of shards")
+    listed = [PartConfig(path=data.train)] if isinstance(data.train, str) else data.train
+    cache = cache_of(data)
+    parts = [Part(read_manifest(one.path, cache), one.weight, one.captions or data.captions) for one in listed]
+    train = TrainingSet(tuple(parts), data.mix)
+    for part, visits in zip(parts, train.counts, strict=True):
+        if not visits:
+            raise RunError(
+                f"data.train: weight {part.weight} of {part.manifest.location} gives no sample an epoch; raise it"
+            )
+    return train
+
+
+def _describe(train: TrainingSet) -> list[str]:
+    lines = []
+    for part, visits in zip(train.parts, train.counts, strict=True):
+        of = part.manifest
+        line = f"data   {of.location}: {of.num_samples:,} images, {of.num_captions:,} captions"
+        plain = len(train.parts) == 1 and visits == of.num_samples
+        lines.append(line if plain else f"{line}; {visits:,} visits an epoch")
+    return lines
+
+
+def _check_splits(train: TrainingSet, val: Manifest | None) -> None:
+    manifests = [("data.train", part.manifest) for part in train.parts]
+    for key, manifest in manifests + ([("data.val", val)] if val else []):
+        if manifest.split == "test":
             raise RunError(
                 f"{key}={manifest.location}: a test split; models are trained on train and chosen on val"
             )
+        if IMAGE not in manifest.holds:
+            raise RunError(f"{key}={manifest.location}: holds {', '.join(manifest.holds)}, but no images")
 
 
-def _check_batch(recipe: Recipe, train: Manifest, processes: int) -> None:
+def _check_batch(recipe: Recipe, train: TrainingSet, processes: int) -> None:
     batch, group = recipe.data.global_batch_size, recipe.model.norm_group
-    if processes > train.num_samples:
-        raise RunError(f"{processes} processes for {train.num_samples:,} samples in {train.location}; start fewer")
-    if batch > train.num_samples:
+    if processes > train.num_visits:
+        raise RunError(f"{processes} processes for {train.num_visits:,} samples in {train.name}; start fewer")
+    if batch > train.num_visits:
         raise RunError(
-            f"data.global_batch_size={batch}: {train.location} has only {train.num_samples:,} samples; lower it"
+            f"data.global_batch_size={batch}: {train.name} has only {train.num_visits:,} samples; lower it"
         )
     if batch % processes:
         raise RunError(f"data.global_batch_size={batch}: does not divide among {processes} processes")
@@ -135,15 +180,24 @@ def _check_model(recipe: Recipe, init_from: Checkpoint) -> None:
             )
 
 
-def split_identity(manifest: Manifest) -> dict[str, Any]:
-    """What makes a split the same one wherever its folder lies."""
-    return {"dataset": manifest.dataset, "split": manifest.split, "fingerprint": manifest.fingerprint}
+def identity(train: TrainingSet) -> list[dict[str, Any]]:
+    """What makes a training set the same one wherever its folders lie."""
+    return [
+        {
+            "dataset": part.manifest.dataset,
+            "split": part.manifest.split,
+            "fingerprint": part.manifest.fingerprint,
+            "weight": part.weight,
+            "captions": part.captions,
+        }
+        for part in train.parts
+    ]
 
 
-def _changes(resume: Checkpoint, recipe: Recipe, train: Manifest) -> tuple[str, ...]:
-    if resume.progress.data != split_identity(train):
+def _changes(resume: Checkpoint, recipe: Recipe, train: TrainingSet) -> tuple[str, ...]:
+    if resume.progress.data != identity(train):
         raise RunError(
-            f"data.train={train.location}: not the shards that {resume.path} was trained on; "
+            f"data.train={train.name}: not the shards that {resume.path} was trained on; "
             "resume with the same, or give another run.dir"
         )
     before, now = flatten(resume.recipe.model_dump()), flatten(recipe.model_dump())

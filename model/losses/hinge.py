@@ -10,6 +10,7 @@ def hinge_loss(
     same_image: torch.Tensor,
     margin: float,
     hardest: bool,
+    weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`[margin + s(anchor, negative) - s(anchor, positive)]_+`, averaged over the anchors, one direction.
 
@@ -23,11 +24,11 @@ def hinge_loss(
         candidates: (G, D) normalised.
         same_image: (b, G) bool, True where a candidate is no negative of the anchor.
         margin: in units of cosine similarity.
+        weight: (b,) of each anchor in the mean, 1 but where samples only fill a batch.
     """
     positive = (anchors * positives).sum(dim=-1)
     violation = (margin + anchors @ candidates.T - positive.unsqueeze(1)).clamp(min=0)
     violation = violation.masked_fill(same_image, 0)
-    if hardest:
-        return violation.amax(dim=1).mean()
     negatives = (~same_image).sum(dim=1).clamp(min=1)
-    return (violation.sum(dim=1) / negatives).mean()
+    per_anchor = violation.amax(dim=1) if hardest else violation.sum(dim=1) / negatives
+    return (per_anchor if weight is None else per_anchor * weight).mean()

@@ -1,5 +1,6 @@
 """What lies behind URLs, kept on a local disk up to a bound."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,3 +16,8 @@ class Cache:
     """Seconds without an answer after which an attempt has failed."""
     attempts: int = 5
     """Of each transfer, with growing pauses between them."""
+
+
+def default_directory() -> Path:
+    """`$ITM_CACHE`, else `~/.cache/itm`."""
+    return Path(os.environ.get("ITM_CACHE") or Path.home() / ".cache" / "itm")

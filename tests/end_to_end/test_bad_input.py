@@ -5,9 +5,9 @@ import json
 import shutil
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
+from shards.manifest import read_index, read_manifest
 from tests.end_to_end.conftest import TINY, Itm, data_of
 
 
@@ -77,25 +77,41 @@ def test_evaluating_what_is_no_run_is_refused(itm: Itm, demo: Path, tmp_path: Pa
     assert "holds no checkpoint" in itm("eval", tmp_path, "--data", demo / "test", fails=True).stderr
 
 
-def test_a_damaged_shard_stops_training_with_its_name(itm: Itm, demo: Path, tmp_path: Path) -> None:
-    data = shutil.copytree(demo / "train", tmp_path / "train")
+def test_a_damaged_shard_stops_training_and_its_samples_are_listed(itm: Itm, demo: Path, tmp_path: Path) -> None:
+    data, run = shutil.copytree(demo / "train", tmp_path / "train"), tmp_path / "run"
     shard = data / "train-000001.tar"
     content = bytearray(shard.read_bytes())
     content[: len(content) // 2] = bytes(len(content) // 2)
     shard.write_bytes(content)
-    done = itm("train", TINY, f"run.dir={tmp_path / 'run'}", f"data.train={data}", "--processes", 2, fails=True)
-    assert str(shard) in done.stderr
+    done = itm("train", TINY, f"run.dir={run}", f"data.train={data}", "--processes", 2, fails=True)
+    assert "data.max_undecodable" in done.stderr
+    assert str(run / "quarantine.jsonl") in done.stderr
+    listed = [json.loads(line) for line in (run / "quarantine.jsonl").read_text().splitlines()]
+    assert len(listed) > 10
+    assert all(row["reason"].startswith(f"{shard}: sample train-0000") for row in listed)
 
 
-def test_one_processs_damaged_sample_is_the_error_that_is_shown(itm: Itm, demo: Path, tmp_path: Path) -> None:
+def test_a_damaged_sample_is_replaced_listed_and_counted(itm: Itm, demo: Path, tmp_path: Path) -> None:
     data = shutil.copytree(demo / "train", tmp_path / "train")
-    index = pq.read_table(data / "train-000001.index.parquet")
-    start, size, key = (index[column][7].as_py() for column in ("offset", "size", "key"))
+    index = read_index(read_manifest(data), 1)
     with (data / "train-000001.tar").open("r+b") as shard:
-        shard.seek(start)
-        shard.write(bytes(size))
-    done = itm("train", TINY, f"run.dir={tmp_path / 'run'}", f"data.train={data}", "--processes", 2, fails=True)
-    assert f"sample {key}" in done.stderr
+        shard.seek(int(index.offsets[7]))
+        shard.write(bytes(int(index.sizes[7])))
+    curves = []
+    for processes, workers in ((1, 0), (2, 1)):
+        run = tmp_path / f"run-{processes}"
+        settings = (f"data.train={data}", "data.last_batch=pad", f"data.workers={workers}")
+        itm("train", TINY, f"run.dir={run}", *settings, "--processes", processes)
+        (listed,) = [json.loads(line) for line in (run / "quarantine.jsonl").read_text().splitlines()]
+        assert listed["sample"] == 37
+        assert listed["reason"].startswith(f"{data / 'train-000001.tar'}: sample {index.key(7)}: ")
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert rows[-1]["undecodable"] == 1
+        curves.append(losses(run))
+    assert len(curves[0]) == 14  # 2 epochs of 7 batches of 16 out of 100
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+    done = itm("train", TINY, f"run.dir={tmp_path / 'strict'}", *settings, "data.max_undecodable=0", fails=True)
+    assert "1 of" in done.stderr
 
 
 @pytest.mark.parametrize("stage", [0, 2])

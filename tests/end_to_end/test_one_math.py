@@ -41,6 +41,20 @@ def test_processes_stages_and_workers_change_nothing(
     agrees(run, reference)
 
 
+def test_a_mixture_with_every_caption_is_the_same_on_any_processes(itm: Itm, demo: Path, tmp_path: Path) -> None:
+    mixture = (
+        f"[{{path: {demo / 'train'}, captions: all, weight: 0.2}}, {{path: {demo / 'pretrain'}, weight: 0.5}}]"
+    )
+    curves = []
+    for processes, workers in ((1, 0), (2, 2)):
+        run = tmp_path / f"run-{processes}"
+        settings = (f"data.train={mixture}", "data.last_batch=pad", f"data.workers={workers}")
+        itm("train", TINY, f"run.dir={run}", *settings, "--processes", processes)
+        curves.append(losses(run))
+    assert len(curves[0]) == 2 * 10  # of 500 captions a fifth and of 100 pairs half, in batches of 16
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
 def test_torchrun_starts_the_same_run(demo: Path, reference: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]

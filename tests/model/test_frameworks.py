@@ -17,10 +17,14 @@ CONFIG = ModelConfig(
 TEXTS = ["a red circle", "a dog", "two cats and a long caption", "a house", "the sea", "a green tree"]
 
 
-def batch(ids: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def batch(ids: list[int], valid: list[bool] | None = None) -> Inputs:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(256, (len(ids), 32, 32, 3), dtype=torch.uint8, generator=generator)
-    return images, build_tokenizer("itm-tiny")(TEXTS[: len(ids)]), torch.tensor(ids)
+    text = build_tokenizer("itm-tiny")(TEXTS[: len(ids)])
+    return images, text, torch.tensor(ids), torch.tensor(valid or [True] * len(ids))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +34,7 @@ def encoders() -> DualEncoder:
 
 
 def expected_loss(encoders: DualEncoder, ids: list[int], hardest: bool) -> torch.Tensor:
-    images, text, _ = batch(ids)
+    images, text, *_ = batch(ids)
     image, caption = encoders.encode_image(images).double(), encoders.encode_text(text).double()
     return hinge_with_loops(image, caption, caption, ids, ids, hardest) + hinge_with_loops(
         caption, image, image, ids, ids, hardest
@@ -52,6 +56,25 @@ def test_loss_and_gradients_are_those_of_the_loops(encoders: DualEncoder, ids: l
     theirs = torch.autograd.grad(3 * expected, list(parameters.values()))
     for name, a, b in zip(parameters, mine, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("hardest", [True, False], ids=["hardest", "all"])
+def test_pairs_that_only_fill_a_batch_are_neither_anchors_nor_negatives(
+    encoders: DualEncoder, hardest: bool
+) -> None:
+    loss = LossConfig(base=BaseLossConfig(all_negatives_steps=0 if hardest else 1))
+    ids, valid = [0, 1, 2, 1, 3, 4], [True, True, False, True, False, True]
+    framework = Framework(encoders, loss, steps_per_epoch=1)
+    losses = framework(*batch(ids, valid), 0)
+    images, text, *_ = batch(ids)
+    real = [place for place, one in enumerate(valid) if one]
+    # embedded with the rest of the batch, which its batch norm sees
+    image, caption = encoders.encode_image(images).double()[real], encoders.encode_text(text).double()[real]
+    kept = [ids[place] for place in real]
+    expected = hinge_with_loops(image, caption, caption, kept, kept, hardest) + hinge_with_loops(
+        caption, image, image, kept, kept, hardest
+    )
+    torch.testing.assert_close(losses["base"].double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_every_parameter_of_the_encoders_is_trained(encoders: DualEncoder) -> None:

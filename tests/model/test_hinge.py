@@ -105,3 +105,15 @@ def test_loss_is_zero_once_every_negative_is_beyond_the_margin() -> None:
     eye = torch.eye(4, dtype=torch.float64)
     assert hinge_loss(eye, eye, eye, torch.eye(4, dtype=torch.bool), 0.99, hardest=True) == 0
     assert hinge_loss(eye, eye, eye, torch.eye(4, dtype=torch.bool), 1.5, hardest=True) == 0.5
+
+
+@pytest.mark.parametrize("hardest", [True, False], ids=["hardest", "all"])
+def test_an_anchor_counts_by_its_weight(hardest: bool) -> None:
+    rows = unit_rows(4, 3, 0)
+    same = torch.eye(4, dtype=torch.bool)
+    one_by_one = [
+        hinge_loss(rows, rows, rows, same, MARGIN, hardest, 4.0 * (torch.arange(4) == place)) for place in range(4)
+    ]
+    weighted = hinge_loss(rows, rows, rows, same, MARGIN, hardest, torch.tensor([2.0, 0.0, 1.0, 1.0]))
+    expected = (2 * one_by_one[0] + one_by_one[2] + one_by_one[3]) / 4
+    torch.testing.assert_close(weighted, expected)

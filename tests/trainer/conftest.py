@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 import model  # noqa: F401  (lets torchvision, and so open_clip, import beside a CPU build of torch)
-from shards.convert import write_split
+from shards.convert import Options, write_split
 from shards.demo.source import demo_records
 from shards.manifest import read_manifest
+from shards.training import Part, TrainingSet
 from trainer.config import Recipe
-from trainer.plan import split_identity
+from trainer.plan import identity
 from trainer.recipe import dump_recipe
 
 TINY: dict[str, Any] = {
@@ -39,7 +40,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of shards: train (20 images), val (6), test (6)."""
     root = tmp_path_factory.mktemp("demo")
     for split, count in (("train", 20), ("val", 6), ("test", 6)):
-        write_split(demo_records(split, count, 1), root / split, dataset="demo", split=split, samples_per_shard=7)
+        records = demo_records(split, count, 1)
+        write_split(records, root / split, dataset="demo", split=split, options=Options(samples_per_shard=7))
     return root
 
 
@@ -54,7 +56,7 @@ def add_checkpoint(demo: Path) -> Callable[..., Path]:
             "format_version": 1,
             "step": step,
             "loader": {"epoch": 2, "position": 40},
-            "data": split_identity(read_manifest(demo / "train")),
+            "data": identity(TrainingSet((Part(read_manifest(demo / "train")),))),
             "val": None if rsum is None else {"rsum": rsum},
             "versions": {},
         }

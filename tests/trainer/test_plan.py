@@ -42,10 +42,10 @@ def test_however_short_a_run_has_a_step(plan: MakePlan) -> None:
 
 def test_the_summary_says_what_would_run(plan: MakePlan, tmp_path: Path) -> None:
     text = "\n".join(plan(processes=2).summary())
-    for part in (str(tmp_path / "run"), "random weights", "20 images", ": 6", "itm-tiny", "20 of 8 pairs"):
+    for part in (str(tmp_path / "run"), "random weights", "20 images", ": 6 images", "itm-tiny", "20 of 8 pairs"):
         assert part in text
     assert "2 processes, ZeRO-2, float32" in text
-    assert "no val" in "\n".join(plan(data={"val": None}).summary())
+    assert "val    none" in "\n".join(plan(data={"val": None}).summary())
 
 
 @pytest.mark.parametrize("key", ["train", "val"])
@@ -193,3 +193,28 @@ def test_weights_of_a_model_that_computes_something_else_are_refused(
     # the same names and shapes, another function
     with pytest.raises(RunError, match=r"model\.aahr\.top_k=1: .*a checkpoint of another model, with .*top_k=2"):
         plan(**start, model={"aahr": {"top_k": 1}})
+
+
+def test_a_mixture_is_planned_by_its_visits(plan: MakePlan, demo: Path) -> None:
+    train = str(demo / "train")
+    mixture = [{"path": train, "weight": 2.0}, {"path": train, "captions": "all"}]
+    made = plan(data={"train": mixture, "last_batch": "pad"})
+    assert made.train.counts == [40, 100]
+    assert made.steps_per_epoch == 18  # 140 visits in batches of 8, the last padded
+    lines = [line for line in made.summary() if line.startswith("data")]
+    assert [line.rpartition("; ")[2] for line in lines] == ["40 visits an epoch", "100 visits an epoch"]
+    shares = [{"path": train, "weight": 3.0}, {"path": train, "weight": 1.0}]
+    assert plan(data={"train": shares, "mix": "sampling"}).train.counts == [30, 10]
+
+
+def test_a_weight_that_comes_to_nothing_is_refused(plan: MakePlan, demo: Path) -> None:
+    with pytest.raises(RunError, match=r"weight 0\.001 of .*train gives no sample an epoch"):
+        plan(data={"train": [{"path": str(demo / "train")}, {"path": str(demo / "train"), "weight": 0.001}]})
+
+
+def test_a_run_cannot_go_on_with_other_weights(
+    plan: MakePlan, demo: Path, tmp_path: Path, add_checkpoint: Callable[..., Path]
+) -> None:
+    add_checkpoint(tmp_path / "run", 5, recipe=plan().recipe)
+    with pytest.raises(RunError, match="not the shards that"):
+        plan(data={"train": [{"path": str(demo / "train"), "weight": 2.0}]})

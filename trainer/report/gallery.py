@@ -83,7 +83,9 @@ class Thumbnails:
 
     def __getitem__(self, sample: int) -> str:
         shard = int(np.searchsorted(self.manifest.first_sample, sample, side="right")) - 1
-        image = open_image(self.reader.read(shard, sample - int(self.manifest.first_sample[shard])).image)
+        encoded = self.reader.read(shard, sample - int(self.manifest.first_sample[shard])).image
+        assert encoded is not None, "a gallery is of a split that was embedded from its images"
+        image = open_image(encoded)
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         stream = io.BytesIO()
         image.convert("RGB").save(stream, "JPEG", quality=80)

@@ -1,0 +1,55 @@
+"""A sample's bytes -> what a batch is made of: pixels, regions, captions."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shards.errors import SampleError
+from shards.images import DECODE_ERRORS, Pixels, Transform, open_image
+from shards.manifest import IMAGE, REGIONS, Manifest
+from shards.reader import INDEXES, ShardReader
+from shards.sources.record import Regions
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One sample in memory."""
+
+    pixels: Pixels | None
+    regions: Regions | None
+    captions: list[str]
+    image_id: int
+
+
+class SampleLoader:
+    """Reads and decodes single samples of one folder of shards."""
+
+    def __init__(self, manifest: Manifest, transform: Transform) -> None:
+        self.manifest, self.transform = manifest, transform
+        self.reader = ShardReader(manifest)
+        self._caption_ends: OrderedDict[int, npt.NDArray[np.int64]] = OrderedDict()
+
+    def caption_ends(self, shard: int) -> npt.NDArray[np.int64]:
+        """(samples,) captions of the shard up to and with those of each sample."""
+        if shard not in self._caption_ends:
+            self._caption_ends[shard] = np.cumsum(self.reader.index(shard).captions, dtype=np.int64)
+            if len(self._caption_ends) > INDEXES:
+                self._caption_ends.popitem(last=False)
+        return self._caption_ends[shard]
+
+    def load(self, shard: int, row: int, key: np.uint64) -> Loaded:
+        """The sample at `row` of `shard`; `key` decides the augmentation of its image.
+
+        Raises `SampleError` where it is damaged, `DataError` where its shard cannot be read at all.
+        """
+        raw = self.reader.read(shard, row)
+        try:
+            pixels = self.transform(open_image(raw.image), key) if raw.image is not None else None
+        except DECODE_ERRORS as error:
+            raise SampleError(f"{self.reader.name(shard, row)}: the image does not decode ({error})") from None
+        held = ((IMAGE, pixels), (REGIONS, raw.regions))
+        for name in (name for name, part in held if part is None and name in self.manifest.holds):
+            raise SampleError(f"{self.reader.name(shard, row)}: the sample holds no {name}")
+        return Loaded(pixels, raw.regions, raw.captions, int(self.reader.index(shard).image_ids[row]))

@@ -1,0 +1,220 @@
+"""The training set: one folder of shards or a mixture of several, as a torch dataset asked for whole batches."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from shards.augment import drop_regions
+from shards.batch import Batch, Undecodable, stack_images, stack_regions
+from shards.errors import DataError, SampleError
+from shards.images import Transform
+from shards.keyed_random import key_of, mix
+from shards.manifest import Manifest
+from shards.mixture import MixtureOrder, repeat_counts, share_counts
+from shards.samples import Loaded, SampleLoader
+from shards.sources.record import Regions
+
+Captions = Literal["one", "first", "all"]
+TokenizeVisits = Callable[[list[str], npt.NDArray[np.uint64]], torch.Tensor]
+"""C captions and the (C,) random keys of their visits -> (C, T) int64."""
+
+
+@dataclass(frozen=True)
+class Unkeyed:
+    """A tokenizer that draws nothing, where one is expected that may."""
+
+    tokenize: Callable[[list[str]], torch.Tensor]
+
+    def __call__(self, captions: list[str], _keys: npt.NDArray[np.uint64]) -> torch.Tensor:
+        return self.tokenize(captions)
+
+
+_CROP, _CAPTION, _WORDS, _REGIONS = 3, 4, 6, 7  # what a random number is for; part of its key
+MOST_REPLACEMENTS = 1000
+"""Undecodable samples in a row after which the data set is taken to be broken."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One data set of a mixture."""
+
+    manifest: Manifest
+    weight: float = 1.0
+    captions: Captions = "one"
+    """Of an image's captions: one drawn a visit, the first, or all, each a visit of its own."""
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Visits a shard in one pass over the data set."""
+        return self.manifest.captions if self.captions == "all" else self.manifest.samples
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The data sets of a run and how they are mixed.
+
+    `mix` "epoch": an epoch visits each sample of a data set `weight` times; "sampling": the data sets have
+    shares of `weight` in the batches, and an epoch is as long as all of them together.
+    """
+
+    parts: tuple[Part, ...]
+    mix: Literal["epoch", "sampling"] = "epoch"
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """Visits of each data set in one epoch."""
+        sizes = [int(part.sizes.sum()) for part in self.parts]
+        weights = [part.weight for part in self.parts]
+        return repeat_counts(sizes, weights) if self.mix == "epoch" else share_counts(sizes, weights)
+
+    @cached_property
+    def num_visits(self) -> int:
+        """Length of an epoch."""
+        return sum(self.counts)
+
+    @cached_property
+    def first_sample(self) -> list[int]:
+        """The number of each data set's first sample, counted over all of them."""
+        samples = [part.manifest.num_samples for part in self.parts]
+        return [sum(samples[:place]) for place in range(len(samples))]
+
+    @property
+    def num_samples(self) -> int:
+        return sum(part.manifest.num_samples for part in self.parts)
+
+    @property
+    def name(self) -> str:
+        """The folders, for messages."""
+        return " + ".join(part.manifest.location for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Request:
+    """The part `first .. last - 1` of the global batch that starts at `position` of `epoch`."""
+
+    epoch: int
+    position: int
+    global_batch_size: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """One position of an epoch: which sample of which data set, and its turn."""
+
+    part: int
+    shard: int
+    row: int
+    caption: int | None
+    """The place of the caption, where every caption is a visit of its own."""
+    sample: int
+    epoch: int
+    """Of the data set itself, which counts its own passes in a mixture."""
+
+
+class TrainDataset(Dataset[Batch]):
+    """Maps a `Request` to a `Batch`. Whatever is random is keyed by (seed, epoch, sample)."""
+
+    def __init__(
+        self,
+        training_set: TrainingSet,
+        transform: Transform,
+        tokenize: TokenizeVisits,
+        seed: int = 0,
+        region_drop: float = 0.0,
+    ) -> None:
+        self.training_set, self.tokenize = training_set, tokenize
+        self.seed, self.region_drop = seed, region_drop
+        self.loaders = [SampleLoader(part.manifest, transform) for part in training_set.parts]
+        self._current: MixtureOrder | None = None
+
+    def order(self, epoch: int) -> MixtureOrder:
+        """The canonical order of an epoch."""
+        if self._current is None or self._current.epoch != epoch:
+            sizes = [part.sizes for part in self.training_set.parts]
+            self._current = MixtureOrder(sizes, self.training_set.counts, self.seed, epoch)
+        return self._current
+
+    def _visits(self, epoch: int, positions: npt.NDArray[np.int64]) -> list[_Visit]:
+        located = self.order(epoch).locate(positions)
+        return [self._visit(*(int(value) for value in place)) for place in zip(*located, strict=True)]
+
+    def _visit(self, part: int, epoch: int, shard: int, row: int) -> _Visit:
+        manifest = self.training_set.parts[part].manifest
+        caption = None
+        if self.training_set.parts[part].captions == "all":
+            ends = self.loaders[part].caption_ends(shard)
+            visit, row = row, int(np.searchsorted(ends, row, side="right"))
+            caption = visit - (int(ends[row - 1]) if row else 0)
+        sample = self.training_set.first_sample[part] + int(manifest.first_sample[shard]) + row
+        return _Visit(part, shard, row, caption, sample, epoch)
+
+    def __getitem__(self, request: Request) -> Batch:
+        total = self.training_set.num_visits
+        positions = self.order(request.epoch).batch_positions(request.position, request.global_batch_size)
+        positions = positions[request.first : request.last]
+        visits = self._visits(request.epoch, positions % total)
+        undecodable: list[Undecodable] = []
+        loaded: list[Loaded] = []
+        for place, position in enumerate(positions % total):
+            visits[place], sample = self._usable(request.epoch, int(position), visits[place], undecodable)
+            loaded.append(sample)
+        captions = [self._caption(visit, one.captions) for visit, one in zip(visits, loaded, strict=True)]
+        regions, region_mask = stack_regions(
+            [self._regions(visit, one) for visit, one in zip(visits, loaded, strict=True)]
+        )
+        keys = np.array([self._key(visit, _WORDS) for visit in visits], np.uint64)
+        return Batch(
+            images=stack_images([one.pixels for one in loaded]),
+            regions=regions,
+            region_mask=region_mask,
+            text=self.tokenize(captions, keys),
+            caption_image=torch.arange(len(loaded)),
+            image_ids=torch.tensor([one.image_id for one in loaded]),
+            samples=torch.tensor([visit.sample for visit in visits]),
+            valid=torch.from_numpy(positions < total),
+            captions=captions,
+            undecodable=undecodable,
+        )
+
+    def _usable(
+        self, epoch: int, position: int, visit: _Visit, undecodable: list[Undecodable]
+    ) -> tuple[_Visit, Loaded]:
+        """The sample at `position`, or the first usable one after it in the epoch's order."""
+        total = self.training_set.num_visits
+        for step in range(min(MOST_REPLACEMENTS, total)):
+            if step:
+                following = np.array([(position + step) % total], np.int64)
+                visit = self._visits(epoch, following)[0]
+            try:
+                return visit, self.loaders[visit.part].load(visit.shard, visit.row, self._key(visit, _CROP))
+            except SampleError as error:
+                undecodable.append(Undecodable(visit.sample, str(error)))
+        raise DataError(
+            f"{self.training_set.name}: {len(undecodable):,} samples in a row do not decode; the last: "
+            f"{undecodable[-1].reason}"
+        )
+
+    def _key(self, visit: _Visit, purpose: int) -> np.uint64:
+        turn = () if visit.caption is None else (visit.caption,)
+        return key_of(self.seed, visit.epoch, purpose, visit.sample, *turn)
+
+    def _caption(self, visit: _Visit, captions: list[str]) -> str:
+        if visit.caption is not None:
+            return captions[visit.caption]
+        if self.training_set.parts[visit.part].captions == "first":
+            return captions[0]
+        draw = mix(np.array([self._key(visit, _CAPTION)]))[0]
+        return captions[int(draw % np.uint64(len(captions)))]
+
+    def _regions(self, visit: _Visit, one: Loaded) -> Regions | None:
+        if one.regions is None or not self.region_drop:
+            return one.regions
+        return one.regions[drop_regions(one.regions, self._key(visit, _REGIONS), self.region_drop)]
