@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shards.manifest import read_index, read_manifest
-from tests.end_to_end.conftest import TINY, Itm, data_of
+from tests.end_to_end.conftest import TINY, Itm, data_of, losses
 
 
 @pytest.mark.parametrize(
