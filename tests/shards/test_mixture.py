@@ -157,7 +157,7 @@ def test_a_rank_draws_on_the_same_few_lanes_of_every_data_set() -> None:
         batch = mixture.batch_positions(0, start, size)
         assert sorted(batch.tolist()) == list(range(start, start + size))
         for part in np.split(batch, world_size):
-            dataset, own_epoch, own_position = mixture._own(0, part)
+            dataset, _own_epoch, own_position = mixture._own(0, part)
             assert set(dataset.tolist()) == {0, 1, 2}
             # an eighth of the 64 lanes, and those at the ends, as the data sets' parts are not multiples of 64
             assert len(set((own_position % LANES).tolist())) <= LANES // world_size + 2
