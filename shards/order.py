@@ -7,9 +7,12 @@ How it mixes and still reads in sequence: every shard is cut into *runs* of cons
 the data set are permuted; the resulting sequence is cut into `lanes` equal spans, and within a lane the
 samples of each *window* of consecutive runs are permuted. Position `p` of the epoch is element `p // lanes`
 of lane `p % lanes`: a batch draws evenly on all lanes, and a rank that takes the samples of a few lanes
-touches few runs at a time. Small data sets get shorter runs, down to single samples, so that they mix fully.
+touches few runs at a time. The lanes come to the ends of their windows one after another, so that the reads
+of new runs are spread evenly, over the epoch and over the ranks. Small data sets get shorter runs, down to
+single samples, so that they mix fully, and single windows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,8 +29,22 @@ RUNS_PER_LANE = 64
 """A lane holds at least this many runs, or runs of one sample."""
 WINDOW = 8192
 """Samples that are permuted among themselves within a lane."""
+STAGGER: Ints = np.array([int(f"{lane:06b}"[::-1], 2) * (WINDOW // LANES) for lane in range(LANES)])
+"""(LANES,) how much earlier than lane 0's each lane's windows end.
+
+Neighbouring lanes are far apart (the lane's bits in reverse), so that a rank's few lanes, too, take turns.
+"""
 
 _RUNS, _WINDOW = 1, 2  # what a permutation is for; part of its key
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Stretches of consecutive samples: rows `first_row .. last_row - 1` of `shard`, `(runs,)` each."""
+
+    shard: Ints
+    first_row: Ints
+    last_row: Ints
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,49 +59,70 @@ class EpochOrder:
     run_row: Ints
     """(runs,) the first sample of each run within its shard."""
     run_start: Ints
-    """(runs,) the place of each run's first sample in the permuted sequence."""
+    """(runs + 1,) the place of each run's first sample in the permuted sequence, and the sequence's length."""
 
     def locate(self, positions: Ints) -> tuple[Ints, Ints]:
         """Shard and row within the shard, `(n,)` each, for `(n,)` positions in `0 .. num_samples - 1`."""
+        run, place = self._places(positions)
+        return self.run_shard[run], self.run_row[run] + place
+
+    def runs(self, positions: Ints) -> Runs:
+        """The whole runs, each once, that the samples at `(n,)` positions lie in, in order of first need.
+
+        What the positions of the next batches name here, and those of the last ones did not, comes into use.
+        """
+        run, first = np.unique(self._places(positions)[0], return_index=True)
+        run = run[np.argsort(first)]
+        length = self.run_start[run + 1] - self.run_start[run]
+        return Runs(self.run_shard[run], self.run_row[run], self.run_row[run] + length)
+
+    def _places(self, positions: Ints) -> tuple[Ints, Ints]:
+        """The run of each position, and the place within that run."""
         lane, place = positions % LANES, positions // LANES
         shorter, longer = divmod(self.num_samples, LANES)
-        lane_start = lane * shorter + np.minimum(lane, longer)
-        sequence = np.empty_like(positions)
-        window = place // WINDOW
-        for group_lane, group_window in {(int(a), int(b)) for a, b in zip(lane, window, strict=True)}:
-            members = (lane == group_lane) & (window == group_window)
-            lane_length = shorter + (group_lane < longer)
-            length = min(WINDOW, lane_length - group_window * WINDOW)
-            shuffled = _window(self.seed, self.epoch, group_lane, group_window, length)
-            sequence[members] = group_window * WINDOW + shuffled[place[members] % WINDOW]
-        sequence += lane_start
+        lane_length = shorter + (lane < longer)
+        stagger = STAGGER[lane] if self.num_samples > LANES * WINDOW else np.zeros_like(lane)
+        window = (place + stagger) // WINDOW
+        first = np.maximum(window * WINDOW - stagger, 0)
+        length = np.minimum((window + 1) * WINDOW - stagger, lane_length) - first
+        sequence = lane * shorter + np.minimum(lane, longer) + first
+        for members in groups(lane + LANES * window):
+            one = members[0]
+            shuffled = _window(self.seed, self.epoch, int(lane[one]), int(window[one]), int(length[one]))
+            sequence[members] += shuffled[place[members] - first[one]]
         run = np.searchsorted(self.run_start, sequence, side="right") - 1
-        return self.run_shard[run], self.run_row[run] + sequence - self.run_start[run]
+        return run, sequence - self.run_start[run]
 
 
-@lru_cache(maxsize=2 * LANES)
-def _window(seed: int, epoch: int, lane: int, window: int, length: int) -> Ints:
-    return permutation(key_of(seed, epoch, _WINDOW, lane, window), length)
+@lru_cache(maxsize=16 * LANES)  # the live windows of several data sets: 16 KiB each
+def _window(seed: int, epoch: int, lane: int, window: int, length: int) -> npt.NDArray[np.uint16]:
+    return permutation(key_of(seed, epoch, _WINDOW, lane, window), length).astype(np.uint16)
 
 
-def epoch_order(samples: Ints, seed: int, epoch: int) -> EpochOrder:
-    """The order of epoch `epoch` over shards that hold `samples` (n_shards,) samples each."""
-    num_samples = int(samples.sum())
+def groups(labels: Ints) -> Iterator[Ints]:
+    """For every distinct value among `(n,)` labels the indices, ascending, at which it stands."""
+    by_label = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.diff(labels[by_label], prepend=-1))
+    return iter(np.split(by_label, starts)[1:])
+
+
+def epoch_order(sizes: Ints, seed: int, epoch: int) -> EpochOrder:
+    """The order of epoch `epoch` over shards that hold `sizes` (n_shards,) samples each, or captions."""
+    num_samples = int(sizes.sum())
     run_length = max(1, min(RUN_LENGTH, num_samples // (LANES * RUNS_PER_LANE)))
-    runs = -(-samples // run_length)
-    shard = np.repeat(np.arange(len(samples)), runs)
+    runs = -(-sizes // run_length)
+    shard = np.repeat(np.arange(len(sizes)), runs)
     first_run = np.cumsum(runs) - runs
     row = (np.arange(len(shard)) - first_run[shard]) * run_length
-    length = np.minimum(run_length, samples[shard] - row)
+    length = np.minimum(run_length, sizes[shard] - row)
     shuffled = permutation(key_of(seed, epoch, _RUNS), len(shard))
-    lengths = length[shuffled]
     return EpochOrder(
         seed=seed,
         epoch=epoch,
         num_samples=num_samples,
         run_shard=shard[shuffled],
         run_row=row[shuffled],
-        run_start=np.cumsum(lengths) - lengths,
+        run_start=np.concatenate([[0], np.cumsum(length[shuffled])]),
     )
 
 

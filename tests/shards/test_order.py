@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.order import LANES, RUN_LENGTH, WINDOW, batch_positions, epoch_order
+from shards.order import LANES, RUN_LENGTH, STAGGER, WINDOW, batch_positions, epoch_order
 
 SMALL = st.lists(st.integers(0, 40), min_size=1, max_size=12)
 """Single samples are permuted; often fewer samples than lanes, empty shards, one sample."""
@@ -13,8 +13,8 @@ LARGE = st.lists(st.integers(0, 4000), min_size=1, max_size=10)
 """Up to 40,000 samples: runs of several samples, cut by the ends of shards."""
 SIZES = st.one_of(SMALL, LARGE).filter(lambda sizes: sum(sizes) > 0)
 SMALL_ORDERS = [[4, 9, 3, 2, 5, 0, 6, 8, 1, 7], [6, 0, 3, 8, 9, 1, 7, 5, 4, 2]]
-LARGE_ORDER_START = [100189, 426917, 477932, 271380, 132821]
-LARGE_ORDER_SHA256 = "11f96876a387380f5fb07cc365e79be4c72fd333dd047c80bc3b31dc3d3594f6"
+LARGE_ORDER_START = [100189, 71875, 630923, 159882, 132821]
+LARGE_ORDER_SHA256 = "0f094ad855fabac65d44388eb6fb6eb1f1fe58263a770d497591699a93ef0e9a"
 SEED = st.integers(0, 2**32)
 EPOCH = st.integers(0, 1000)
 
@@ -88,7 +88,8 @@ def test_a_large_data_set_is_read_in_long_sequential_runs() -> None:
     samples = np.full(3000, 1000, np.int64)
     order = epoch_order(samples, 5, 0)
     for lane in (0, 17, LANES - 1):
-        shard, row = order.locate(lane + LANES * np.arange(WINDOW, dtype=np.int64))
+        window = np.arange(WINDOW - STAGGER[lane], 2 * WINDOW - STAGGER[lane])
+        shard, row = order.locate(lane + LANES * window)
         read = np.sort(shard * 1000 + row)
         stretches = 1 + int((np.diff(read) != 1).sum())
         # a shard of 1000 samples holds a run of 512 and one of 488; both ends of the window may cut one
@@ -101,6 +102,53 @@ def test_a_large_data_set_is_mixed_within_a_window() -> None:
     shard, row = epoch_order(samples, 5, 0).locate(LANES * np.arange(WINDOW, dtype=np.int64))
     assert np.mean(np.abs(np.diff(shard * 1000 + row)) == 1) < 0.01
     assert len(set(shard[: RUN_LENGTH // 4].tolist())) > 10
+
+
+@settings(max_examples=50, deadline=None)
+@given(SIZES, SEED, EPOCH, st.data())
+def test_the_runs_of_positions_are_those_that_hold_their_samples(
+    sizes: list[int], seed: int, epoch: int, data: st.DataObject
+) -> None:
+    positions = np.array(data.draw(st.lists(st.integers(0, sum(sizes) - 1), max_size=30)), np.int64)
+    order = epoch_order(np.array(sizes, np.int64), seed, epoch)
+    runs = order.runs(positions)
+    table = list(zip(runs.shard.tolist(), runs.first_row.tolist(), runs.last_row.tolist(), strict=True))
+    needed = []
+    for shard, row in zip(*(part.tolist() for part in order.locate(positions)), strict=True):
+        holding = [run for run in table if run[0] == shard and run[1] <= row < run[2]]
+        assert len(holding) == 1
+        needed += [holding[0]] if holding[0] not in needed else []
+    assert table == needed, "each run once, in order of first need"
+
+
+def test_the_runs_of_an_epoch_are_its_samples_each_once() -> None:
+    sizes = [1000] * 600 + [7, 0, 333]
+    order = epoch_order(np.array(sizes, np.int64), 3, 1)
+    runs = order.runs(np.arange(sum(sizes), dtype=np.int64))
+    assert (runs.last_row - runs.first_row).max() <= RUN_LENGTH
+    by_shard = np.lexsort((runs.first_row, runs.shard))
+    for shard, size in enumerate(sizes):
+        own = by_shard[runs.shard[by_shard] == shard]
+        assert [0, *runs.last_row[own].tolist()] == [*runs.first_row[own].tolist(), size]
+
+
+@pytest.mark.parametrize("world_size", [1, 4, 8])
+def test_new_runs_come_into_use_evenly(world_size: int) -> None:
+    """No burst of reads once the epoch is under way, neither for all nor for the lanes of one rank."""
+    order = epoch_order(np.full(3000, 1000, np.int64), 5, 0)
+    lanes = np.arange(LANES // world_size)
+    period = WINDOW // len(lanes)  # in which one lane turns over
+    seen: set[tuple[int, int]] = set()
+    fresh = []
+    for part in range(3 * len(lanes)):
+        places = np.arange(part * period, (part + 1) * period)
+        runs = order.runs((LANES * places[:, None] + lanes).ravel())
+        found = set(zip(runs.shard.tolist(), runs.first_row.tolist(), strict=True))
+        fresh.append(len(found - seen))
+        seen |= found
+    # a window holds about 16.4 runs of 500, and both of its ends may cut one
+    assert max(fresh[len(lanes) :]) <= WINDOW / 488 + 2
+    assert min(fresh[len(lanes) :]) >= WINDOW / 512 - 2
 
 
 @given(st.integers(0, 10_000), st.integers(1, 500))
