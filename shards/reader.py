@@ -46,6 +46,10 @@ class ShardReader:
             raise SampleError(f"{self.name(shard, row)}: the shard ends early; check it against its manifest")
         return parse_sample(data, self.name(shard, row))
 
+    def prefetch(self, shard: int, first: int, last: int) -> None:
+        """Have rows `first .. last - 1` of `shard` brought up in one sequential read, without waiting for it."""
+        self._bytes.prefetch(self.manifest.shard_location(shard), self.index(shard), first, last)
+
     def close(self) -> None:
         self._bytes.close()
 

@@ -1,14 +1,14 @@
 """The training set: one folder of shards or a mixture of several, as a torch dataset asked for whole batches."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from shards.augment import drop_regions
 from shards.batch import Batch, Undecodable, stack_images, stack_regions
@@ -16,7 +16,7 @@ from shards.errors import DataError, SampleError
 from shards.images import Transform
 from shards.keyed_random import key_of, mix
 from shards.manifest import Manifest
-from shards.mixture import MixtureOrder, repeat_counts, share_counts
+from shards.mixture import Located, MixtureOrder, epoch_counts, sampling_counts
 from shards.samples import Loaded, SampleLoader
 from shards.sources.record import Regions
 
@@ -36,6 +36,10 @@ class Unkeyed:
 
 
 _CROP, _CAPTION, _WORDS, _REGIONS = 3, 4, 6, 7  # what a random number is for; part of its key
+BATCHES_AHEAD = 2
+"""What this many of a worker's next batches need is read ahead."""
+MOST_ANNOUNCED = 1 << 14
+"""Runs that are remembered as read ahead already."""
 MOST_REPLACEMENTS = 1000
 """Undecodable samples in a row after which the data set is taken to be broken."""
 
@@ -67,11 +71,11 @@ class TrainingSet:
     mix: Literal["epoch", "sampling"] = "epoch"
 
     @cached_property
-    def counts(self) -> list[int]:
+    def counts(self) -> tuple[int, ...]:
         """Visits of each data set in one epoch."""
         sizes = [int(part.sizes.sum()) for part in self.parts]
         weights = [part.weight for part in self.parts]
-        return repeat_counts(sizes, weights) if self.mix == "epoch" else share_counts(sizes, weights)
+        return epoch_counts(sizes, weights) if self.mix == "epoch" else sampling_counts(sizes, weights)
 
     @cached_property
     def num_visits(self) -> int:
@@ -133,18 +137,42 @@ class TrainDataset(Dataset[Batch]):
         self.training_set, self.tokenize = training_set, tokenize
         self.seed, self.region_drop = seed, region_drop
         self.loaders = [SampleLoader(part.manifest, transform) for part in training_set.parts]
-        self._current: MixtureOrder | None = None
+        self.order = MixtureOrder([part.sizes for part in training_set.parts], training_set.counts, seed)
+        self._announced: set[tuple[int, int, int]] = set()
 
-    def order(self, epoch: int) -> MixtureOrder:
-        """The canonical order of an epoch."""
-        if self._current is None or self._current.epoch != epoch:
-            sizes = [part.sizes for part in self.training_set.parts]
-            self._current = MixtureOrder(sizes, self.training_set.counts, self.seed, epoch)
-        return self._current
+    def _positions(self, request: Request) -> npt.NDArray[np.int64]:
+        """Of the whole global batch; what the epoch lacks is filled from its start."""
+        held = min(request.global_batch_size, self.training_set.num_visits - request.position)
+        real = self.order.batch_positions(request.epoch, request.position, held)
+        return np.concatenate([real, np.arange(request.global_batch_size - held)])
 
-    def _visits(self, epoch: int, positions: npt.NDArray[np.int64]) -> list[_Visit]:
-        located = self.order(epoch).locate(positions)
-        return [self._visit(*(int(value) for value in place)) for place in zip(*located, strict=True)]
+    def _read_ahead(self, request: Request) -> None:
+        """Have the readers bring up the runs of this batch, and of this worker's next ones."""
+        worker = get_worker_info()
+        stride = (worker.num_workers if worker else 1) * request.global_batch_size
+        for step in range(1 + BATCHES_AHEAD):
+            position = request.position + step * stride
+            if step and position >= self.training_set.num_visits:
+                return  # the next epoch's first runs are read without notice
+            positions = self._positions(replace(request, position=position))[request.first : request.last]
+            for part, runs in self.order.runs(request.epoch, positions):
+                for run in zip(runs.shard.tolist(), runs.first_row.tolist(), runs.last_row.tolist(), strict=True):
+                    self._announce(part, *run)
+
+    def _announce(self, part: int, shard: int, first: int, last: int) -> None:
+        if (part, shard, first) in self._announced:
+            return
+        if len(self._announced) >= MOST_ANNOUNCED:
+            self._announced.clear()
+        self._announced.add((part, shard, first))
+        if self.training_set.parts[part].captions == "all":  # a run of captions: of the images they belong to
+            ends = self.loaders[part].caption_ends(shard)
+            first, last = np.searchsorted(ends, [first, last - 1], side="right").tolist()
+            last += 1
+        self.loaders[part].reader.prefetch(shard, first, last)
+
+    def _visits(self, located: Located) -> list[_Visit]:
+        return [self._visit(*place) for place in zip(*(column.tolist() for column in located), strict=True)]
 
     def _visit(self, part: int, epoch: int, shard: int, row: int) -> _Visit:
         manifest = self.training_set.parts[part].manifest
@@ -157,13 +185,16 @@ class TrainDataset(Dataset[Batch]):
         return _Visit(part, shard, row, caption, sample, epoch)
 
     def __getitem__(self, request: Request) -> Batch:
-        total = self.training_set.num_visits
-        positions = self.order(request.epoch).batch_positions(request.position, request.global_batch_size)
-        positions = positions[request.first : request.last]
-        visits = self._visits(request.epoch, positions % total)
+        self._read_ahead(request)
+        part = slice(request.first, request.last)
+        positions = self._positions(request)[part]
+        valid = (
+            np.arange(request.position, request.position + request.global_batch_size) < self.training_set.num_visits
+        )
+        visits = self._visits(self.order.locate(request.epoch, positions))
         undecodable: list[Undecodable] = []
         loaded: list[Loaded] = []
-        for place, position in enumerate(positions % total):
+        for place, position in enumerate(positions):
             visits[place], sample = self._usable(request.epoch, int(position), visits[place], undecodable)
             loaded.append(sample)
         captions = [self._caption(visit, one.captions) for visit, one in zip(visits, loaded, strict=True)]
@@ -179,7 +210,7 @@ class TrainDataset(Dataset[Batch]):
             caption_image=torch.arange(len(loaded)),
             image_ids=torch.tensor([one.image_id for one in loaded]),
             samples=torch.tensor([visit.sample for visit in visits]),
-            valid=torch.from_numpy(positions < total),
+            valid=torch.from_numpy(valid[part]),
             captions=captions,
             undecodable=undecodable,
         )
@@ -192,7 +223,7 @@ class TrainDataset(Dataset[Batch]):
         for step in range(min(MOST_REPLACEMENTS, total)):
             if step:
                 following = np.array([(position + step) % total], np.int64)
-                visit = self._visits(epoch, following)[0]
+                visit = self._visits(self.order.locate(epoch, following))[0]
             try:
                 return visit, self.loaders[visit.part].load(visit.shard, visit.row, self._key(visit, _CROP))
             except SampleError as error:

@@ -124,11 +124,7 @@ def read_training_set(data: DataConfig) -> TrainingSet:
     cache = cache_of(data)
     parts = [Part(read_manifest(one.path, cache), one.weight, one.captions or data.captions) for one in listed]
     train = TrainingSet(tuple(parts), data.mix)
-    for part, visits in zip(parts, train.counts, strict=True):
-        if not visits:
-            raise RunError(
-                f"data.train: weight {part.weight} of {part.manifest.location} gives no sample an epoch; raise it"
-            )
+    assert train.counts, "counting finds what is wrong with the weights"
     return train
 
 
@@ -195,11 +191,6 @@ def identity(train: TrainingSet) -> list[dict[str, Any]]:
 
 
 def _changes(resume: Checkpoint, recipe: Recipe, train: TrainingSet) -> tuple[str, ...]:
-    if resume.progress.data != identity(train):
-        raise RunError(
-            f"data.train={train.name}: not the shards that {resume.path} was trained on; "
-            "resume with the same, or give another run.dir"
-        )
     before, now = flatten(resume.recipe.model_dump()), flatten(recipe.model_dump())
     changed = [key for key in now if before[key] != now[key] and key != "run.dir"]
     for key in changed:
@@ -208,4 +199,9 @@ def _changes(resume: Checkpoint, recipe: Recipe, train: TrainingSet) -> tuple[st
                 f"{key}={now[key]}: {resume.path} is of another run or model, with {key}={before[key]}; "
                 "resume with the same, or give another run.dir"
             )
+    if resume.progress.data != identity(train):
+        raise RunError(
+            f"data.train={train.name}: not the shards that {resume.path} was trained on; "
+            "resume with the same, or give another run.dir"
+        )
     return tuple(f"{key}: {before[key]} -> {now[key]}" for key in changed)

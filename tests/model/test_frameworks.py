@@ -113,14 +113,14 @@ def test_bfloat16_leaves_losses_and_weights_in_float32(encoders: DualEncoder) ->
 
 
 def test_embeddings_of_both_towers_have_length_one_and_the_configured_width(encoders: DualEncoder) -> None:
-    images, text, _ = batch([0, 1, 2, 3])
+    images, text, *_ = batch([0, 1, 2, 3])
     for embedding in (encoders.encode_image(images), encoders.encode_text(text)):
         assert embedding.shape == (4, 16)
         torch.testing.assert_close(embedding.norm(dim=1), torch.ones(4))
 
 
 def test_in_evaluation_an_embedding_does_not_depend_on_the_rest_of_the_batch(encoders: DualEncoder) -> None:
-    images, text, _ = batch([0, 1, 2, 3])
+    images, text, *_ = batch([0, 1, 2, 3])
     encoders.eval()
     with torch.no_grad():
         alone = encoders.encode_image(images[2:3]), encoders.encode_text(text[2:3])

@@ -184,8 +184,10 @@ def test_a_broken_sample_is_replaced_by_the_next_of_the_order_and_reported(
     reported = set()
     for number, batch in enumerate(islice(loader, steps_per_epoch(total, size, "pad"))):
         reported |= {one.sample for one in batch.undecodable}
-        for position, sample in zip(batch_positions(number * size, size), batch.samples.tolist(), strict=True):
-            following = (order[(int(position) + step) % total] for step in range(total))
+        held = min(size, total - number * size)
+        positions = [*batch_positions(number * size, held).tolist(), *range(size - held)]
+        for position, sample in zip(positions, batch.samples.tolist(), strict=True):
+            following = (order[(position + step) % total] for step in range(total))
             assert sample == next(one for one in following if one not in broken)
     assert reported == broken
 

@@ -60,9 +60,7 @@ def test_too_many_end_the_run(tmp_path: Path) -> None:
     quarantine.add(broken(*range(10)))
     assert quarantine.settle(64) == 10  # as if 1,000 had been read: an early fault stops no run
     quarantine.add(broken(10))
-    with pytest.raises(
-        RunError, match=r"11 of 128 samples .* more than data\.max_undecodable=0\.01"
-    ):
+    with pytest.raises(RunError, match=r"11 of 128 samples .* more than data\.max_undecodable=0\.01"):
         quarantine.settle(128)
     assert len(listed(tmp_path)) == 11
 
