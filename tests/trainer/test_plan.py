@@ -199,16 +199,16 @@ def test_a_mixture_is_planned_by_its_visits(plan: MakePlan, demo: Path) -> None:
     train = str(demo / "train")
     mixture = [{"path": train, "weight": 2.0}, {"path": train, "captions": "all"}]
     made = plan(data={"train": mixture, "last_batch": "pad"})
-    assert made.train.counts == [40, 100]
+    assert made.train.counts == (40, 100)
     assert made.steps_per_epoch == 18  # 140 visits in batches of 8, the last padded
     lines = [line for line in made.summary() if line.startswith("data")]
     assert [line.rpartition("; ")[2] for line in lines] == ["40 visits an epoch", "100 visits an epoch"]
     shares = [{"path": train, "weight": 3.0}, {"path": train, "weight": 1.0}]
-    assert plan(data={"train": shares, "mix": "sampling"}).train.counts == [30, 10]
+    assert plan(data={"train": shares, "mix": "sampling"}).train.counts == (30, 10)
 
 
 def test_a_weight_that_comes_to_nothing_is_refused(plan: MakePlan, demo: Path) -> None:
-    with pytest.raises(RunError, match=r"weight 0\.001 of .*train gives no sample an epoch"):
+    with pytest.raises(DataError, match="the weight of data set 2 gives it no sample in an epoch"):
         plan(data={"train": [{"path": str(demo / "train")}, {"path": str(demo / "train"), "weight": 0.001}]})
 
 
