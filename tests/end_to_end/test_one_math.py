@@ -1,5 +1,6 @@
 """With dropout off, the loss curve is a function of the recipe alone."""
 
+import json
 import os
 import signal
 import subprocess
@@ -103,6 +104,53 @@ def test_killed_and_resumed_on_other_processes_and_another_stage(
     itm(*arguments, "engine.zero_stage=3")
     agrees(run, reference)
     assert not list((run / "checkpoints").glob(".*")), "a half-written checkpoint was left behind"
+
+
+def test_a_killed_run_goes_on_with_more_processes_and_sees_every_sample_once(demo: Path, tmp_path: Path) -> None:
+    run, seen = tmp_path / "run", tmp_path / "seen"
+    seen.mkdir()
+    settings = (
+        "data.last_batch=pad",
+        "data.global_batch_size=24",
+        "checkpoint.every_epochs=0.3",
+        "schedule.epochs=3",
+    )
+
+    def start(processes: int, workers: int) -> subprocess.Popen[bytes]:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        arguments = ("train", TINY, f"run.dir={run}", *data_of(demo), *settings, f"data.workers={workers}")
+        return subprocess.Popen(
+            [*launcher, "-m", "tests.end_to_end.recording", *map(str, arguments)],
+            cwd=REPOSITORY,
+            env=ENVIRONMENT | {"SAMPLES": str(seen)},
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    first = start(2, 1)
+    wait_for(run / "checkpoints/step-00000006/state.json")
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    for process in psutil.process_iter(["cmdline"]):  # torchrun gives its workers sessions of their own
+        if str(run) in " ".join(process.info["cmdline"] or ()):
+            process.kill()
+    assert start(3, 0).wait(timeout=300) == 0
+
+    rows = [json.loads(line) for file in seen.iterdir() for line in file.read_text().splitlines()]
+    resumed = max(row["start"] for row in rows)
+    assert resumed in (6, 8, 10), "the second call went on from a checkpoint of the first"
+    assert any(row["start"] == 0 and row["step"] >= 5 for row in rows)
+    # what the first call did after its last checkpoint counts for nothing: the weights of it are gone
+    kept = [row for row in rows if row["start"] == resumed or row["step"] < resumed]
+    for epoch in range(3):
+        samples = [
+            sample
+            for row in kept
+            if row["step"] // 5 == epoch  # 100 samples in 5 batches of 24
+            for sample, valid in zip(row["samples"], row["valid"], strict=True)
+            if valid
+        ]
+        assert sorted(samples) == list(range(100))
 
 
 def wait_for(path: Path, seconds: float = 120) -> None:
