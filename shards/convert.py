@@ -27,7 +27,7 @@ from shards.staging import UNITS, Staging
 from shards.tarwriter import Encoded, ShardWriter, encode
 
 SAMPLES_PER_SHARD = 1000
-_SHUFFLE = 5  # what a random number is for; part of its key
+_SHUFFLE = 9  # what a random number is for; part of its key
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ LANES = 64
 RUN_LENGTH = 512
 RUNS_PER_LANE = 64
 """A lane holds at least this many runs, or runs of one sample."""
-WINDOW = 8192
+WINDOW = 16384
 """Samples that are permuted among themselves within a lane."""
 STAGGER: Ints = np.array([int(f"{lane:06b}"[::-1], 2) * (WINDOW // LANES) for lane in range(LANES)])
 """(LANES,) how much earlier than lane 0's each lane's windows end.

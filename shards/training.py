@@ -35,7 +35,7 @@ class Unkeyed:
         return self.tokenize(captions)
 
 
-_CROP, _CAPTION, _WORDS, _REGIONS = 3, 4, 6, 7  # what a random number is for; part of its key
+_CROP, _CAPTION, _WORDS, _REGIONS = 3, 4, 7, 8  # what a random number is for; part of its key
 BATCHES_AHEAD = 2
 """What this many of a worker's next batches need is read ahead."""
 MOST_ANNOUNCED = 1 << 14
@@ -248,4 +248,4 @@ class TrainDataset(Dataset[Batch]):
     def _regions(self, visit: _Visit, one: Loaded) -> Regions | None:
         if one.regions is None or not self.region_drop:
             return one.regions
-        return one.regions[drop_regions(one.regions, self._key(visit, _REGIONS), self.region_drop)]
+        return one.regions[drop_regions(len(one.regions), self._key(visit, _REGIONS), self.region_drop)]
