@@ -12,14 +12,17 @@ import typer
 from shards.commands.options import Writing
 from shards.convert import Options, SplitReport, convert, publish
 from shards.errors import DataError
+from shards.prepare import Resize, load_sample
 from shards.progress import progress_bar
-from shards.sources.record import Skipped, Source, Split
+from shards.sources.record import Record, Skipped, Source, Split
 from shards.staging import UNITS, Staging
 
 SHOWN = 10
 """Skipped items named on the terminal; all of them stand in `skipped.jsonl`."""
 LOOKED_AT = 1000
-"""Items of a stream that a dry run reads."""
+"""Items of a split that a dry run reads, and"""
+LOADED = 20
+"""samples that it loads with their images: enough to tell a wrong folder."""
 
 
 def write_source(source: Source, writing: Writing) -> None:
@@ -40,7 +43,8 @@ def write_source(source: Source, writing: Writing) -> None:
     with staging:
         _finish_commit(staging)
         staging.claim(names, {"dataset": source.dataset, **source.identity, **writing.options.as_dict()})
-        _tell_finished(staging, names)
+        if found := _finished(staging, names, part):
+            typer.echo(f"going on with {staging.root}: {found:,} units of work were found finished", err=True)
         with _kept(staging, names):
             with progress_bar("convert", _total(source.splits, writing.options, part)) as advance:
                 convert(
@@ -79,6 +83,8 @@ def merge_parts(out: Path, overwrite: bool, dry_run: bool) -> None:
     with staging:
         if _finish_commit(staging):
             return
+        for split in splits:
+            _units(staging, split)
         staging.claim(splits, {name: value for name, value in plan.items() if name != "splits"})
         tell_published(out, publish(staging, str(plan["dataset"]), splits))
 
@@ -100,16 +106,21 @@ def _check_usable(split: Split) -> None:
 
 
 def _forecast(split: Split, options: Options) -> str:
-    if split.count is not None:
-        shards = _shards(-(-split.count // options.samples_per_shard))
-        return f"{split.count:,} samples in {shards}" + (" or more" if options.shard_bytes else "")
+    """What a split would become, after a look at its first items and images."""
     seen = list(islice(split.items, LOOKED_AT))
     skipped = [item for item in seen if isinstance(item, Skipped)]
-    _show_skipped(skipped)
-    if len(skipped) == len(seen):
-        first = f": {skipped[0].name}: {skipped[0].reason}" if skipped else ""
-        raise DataError(f"split {split.name}: none of the first {len(seen):,} samples is usable{first}")
-    return f"an unknown number of samples; of the first {len(seen):,}, {len(skipped):,} would be skipped"
+    loaded = [load_sample(item, Resize()) for item in islice((i for i in seen if isinstance(i, Record)), LOADED)]
+    faults = skipped if len(skipped) == len(seen) else [one for one in loaded if isinstance(one, Skipped)]
+    if len(faults) == len(loaded) or len(skipped) == len(seen):
+        first = f"; the first: {faults[0].name}: {faults[0].reason}" if faults else ""
+        raise DataError(
+            f"split {split.name}: none of the first {len(loaded) or len(seen):,} samples is usable{first}"
+        )
+    _show_skipped(faults)
+    if split.count is None:
+        return f"an unknown number of samples; of the first {len(seen):,}, {len(skipped):,} would be skipped"
+    shards = _shards(-(-split.count // options.samples_per_shard))
+    return f"{split.count:,} samples in {shards}" + (" or more" if options.shard_bytes else "")
 
 
 def _total(splits: Iterable[Split], options: Options, part: tuple[int, int]) -> int | None:
@@ -123,8 +134,10 @@ def _total(splits: Iterable[Split], options: Options, part: tuple[int, int]) -> 
     return total
 
 
-def _finished(staging: Staging, names: Sequence[str]) -> int:
-    return sum(1 for name in names for _ in (staging.split(name) / UNITS).glob("[0-9]*.json"))
+def _finished(staging: Staging, names: Sequence[str], part: tuple[int, int] = (1, 1)) -> int:
+    """How many of this part's units are finished."""
+    notes = (note for name in names for note in (staging.split(name) / UNITS).glob("[0-9]*.json"))
+    return sum(int(note.stem) % part[1] == part[0] - 1 for note in notes)
 
 
 def _finish_commit(staging: Staging) -> bool:
@@ -151,11 +164,6 @@ def _units(staging: Staging, split: str) -> int:
             f"unit {missing[0]}; of N parts, part {missing[0]} % N + 1 writes it"
         )
     return total
-
-
-def _tell_finished(staging: Staging, names: Sequence[str]) -> None:
-    if units := _finished(staging, names):
-        typer.echo(f"going on with {staging.root}: {units:,} units of work were found finished", err=True)
 
 
 @contextmanager

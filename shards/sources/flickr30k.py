@@ -61,10 +61,10 @@ def read_flickr30k(
         if name in found:
             items.extend(_items(name, image_id, found[name], images))
         else:
-            items.append(Skipped(name, f"{source} names it, {token} has no caption of it"))
+            items.append(Skipped(name, f"named in {source}, but {token} has no caption of it"))
     if not splits:
         raise DataError(f"{source}: no image is named there")
-    unnamed = (Skipped(name, f"{source} does not name it") for name in found if name not in assigned)
+    unnamed = (Skipped(name, f"not named in {source}") for name in found if name not in assigned)
     next(iter(splits.values())).extend([*unnamed, *skipped])
     identity: dict[str, object] = {
         "format": "flickr30k",
