@@ -177,9 +177,7 @@ def _read_captions(path: Path) -> tuple[int | None, list[str]]:
     fields = document if isinstance(document, dict) else {}
     captions = fields.get("captions", [fields["caption"]] if "caption" in fields else None)
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
-        raise DataError(
-            f"{path.name}: a text `caption` or a list `captions` is expected, found {describe(document)}"
-        )
+        raise DataError(f"{path.name}: no text `caption` or list `captions`, found {describe(document)}")
     image_id = fields.get("image_id")
     if image_id is not None and not is_int64(image_id):
         raise DataError(f"{path.name}: the image id {image_id!r} is not an integer of 64 bits")

@@ -113,7 +113,7 @@ def _json_rows(path: Path, wanted: list[str]) -> Iterator[Row | Skipped]:
             if not line.strip():
                 continue
             where = f"{path}: line {number}"
-            value = _parse_json(line)
+            value = _parse_json(line.rstrip("\r\n"))
             if isinstance(value, dict):
                 yield Row(path, f"line {number}", {name: value.get(name) for name in wanted})
             elif isinstance(value, _NotJson):

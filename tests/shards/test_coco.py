@@ -167,7 +167,7 @@ def test_options_that_do_not_fit_together_are_refused(
 ) -> None:
     with pytest.raises(DataError, match="--images: 2 folders for 1 --annotations"):
         read_coco(files[:1], folders)
-    with pytest.raises(DataError, match="--images .*nowhere: no such folder"):
+    with pytest.raises(DataError, match=r"--images .*nowhere: no such folder"):
         read_coco(files[:1], [tmp_path / "nowhere"])
     with pytest.raises(DataError, match="give one of --karpathy and --split"):
         read_coco(files, folders, karpathy(tmp_path / "k.json", (42, "test")), "test")

@@ -89,9 +89,9 @@ def test_lines_that_do_not_fit_are_listed_by_number(token: Path, tmp_path: Path)
 def test_mistakes_are_named(token: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"--token .*none: no such file"):
         read_flickr30k(tmp_path / "none", tmp_path)
-    with pytest.raises(DataError, match="--token .*: is a folder; give the file"):
+    with pytest.raises(DataError, match=r"--token .*: is a folder; give the file"):
         read_flickr30k(tmp_path, tmp_path)
-    with pytest.raises(DataError, match="--val-list .*none: no such file"):
+    with pytest.raises(DataError, match=r"--val-list .*none: no such file"):
         read_flickr30k(token, tmp_path, lists={"val": tmp_path / "none"})
     with pytest.raises(DataError, match="--karpathy: give it or --train-list"):
         read_flickr30k(token, tmp_path, lists={"val": token}, karpathy=token)
