@@ -103,7 +103,15 @@ def publish(staging: Staging, dataset: str, splits: Iterable[str]) -> dict[str, 
 
     Raises `DataError` when a unit is missing, or when nothing of a split was usable.
     """
-    reports = {split: _join(staging.split(split), dataset, split) for split in splits}
+    reports: dict[str, SplitReport] = {}
+    faults: list[DataError] = []
+    for split in splits:  # all of them: a split of which nothing is usable is removed
+        try:
+            reports[split] = _join(staging.split(split), dataset, split)
+        except DataError as error:
+            faults.append(error)
+    if faults:
+        raise faults[0]
     staging.commit()
     return reports
 

@@ -121,7 +121,7 @@ def test_json_lines(tmp_path: Path) -> None:
     source = read_table([path], columns=Columns(image_id="id"))
     assert told(source) == [("000000000", 5, ("One .", "Two .")), ("000000006", 6, ("Four .",))]
     faults = {item.name.removeprefix(f"{path}: "): item.reason for item in left_out(source)}
-    assert faults["line 2"].startswith("not JSON at column 42: ")
+    assert faults["line 2"].startswith("not JSON at column 40: ")
     assert faults["line 4"] == "an object is expected, found a list"
     assert faults["line 5"] == "the image id None is not an integer of 64 bits"
     assert faults["line 6"] == "'caption' holds a int, not a text"
