@@ -12,6 +12,7 @@ number of processes, of parts on other machines, and of kills in between give th
 """
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,7 +94,7 @@ def convert(
         units = _Units(split, root, options, part, on_records)
         for records in ordered_map(_write_unit, units, processes, chunk=1):
             on_records(split.name, records)
-        with replacing(root / UNITS / "total.json") as stream:
+        with staging.alone(), replacing(root / UNITS / "total.json") as stream:
             stream.write(json.dumps(units.total).encode())
 
 
@@ -102,7 +103,15 @@ def publish(staging: Staging, dataset: str, splits: Iterable[str]) -> dict[str, 
 
     Raises `DataError` when a unit is missing, or when nothing of a split was usable.
     """
-    reports = {split: _join(staging.split(split), dataset, split) for split in splits}
+    reports: dict[str, SplitReport] = {}
+    faults: list[DataError] = []
+    for split in splits:  # all of them: a split of which nothing is usable is removed
+        try:
+            reports[split] = _join(staging.split(split), dataset, split)
+        except DataError as error:
+            faults.append(error)
+    if faults:
+        raise faults[0]
     staging.commit()
     return reports
 
@@ -230,7 +239,8 @@ def _join(root: Path, dataset: str, split: str) -> SplitReport:
     for number in range(json.loads(total.read_bytes())):
         if not _note(root, number).is_file():
             raise DataError(
-                f"{root}: unit {number} of split {split} is not there yet; of N parts, {number} % N + 1 writes it"
+                f"{root}: unit {number} of split {split} is not there yet; of N parts, part {number} % N + 1 "
+                "writes it"
             )
         note = json.loads(_note(root, number).read_bytes())
         report.skipped += [Skipped(name, reason) for name, reason in note["skipped"]]
@@ -243,6 +253,7 @@ def _join(root: Path, dataset: str, split: str) -> SplitReport:
             report.bytes += row["bytes"]
             report.shards += 1
     if not report.samples:
+        shutil.rmtree(root)  # the same units would be found finished for ever
         first = [f"; the first of {len(report.skipped)}: {item.name}: {item.reason}" for item in report.skipped[:1]]
         raise DataError(f"split {split}: no usable sample{''.join(first)}")
     if len(holds) > 1:

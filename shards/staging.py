@@ -3,8 +3,10 @@
 import fcntl
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from shards.atomic import replacing
 from shards.errors import DataError
@@ -63,10 +65,12 @@ class Staging:
 
         Raises `DataError` when an unfinished conversion of something else stands here.
         """
-        if self._publishing.is_file():  # killed while the splits were being moved
-            self._move()
-            self.root.mkdir()
+        self.finish_commit()
         self.check(splits)
+        with self.alone():
+            self._claim(splits, plan)
+
+    def _claim(self, splits: list[str], plan: dict[str, object]) -> None:
         wanted = {"splits": splits, **plan}
         found = self.plan()
         if found is not None and found != json.loads(json.dumps(wanted)):
@@ -80,7 +84,14 @@ class Staging:
         with replacing(self._plan) as stream:
             stream.write(json.dumps(wanted, indent=2).encode() + b"\n")
 
-    def plan(self) -> dict[str, list[str]] | None:
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other part is in such a block: parts share files under one name."""
+        with (self.root / "alone").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def plan(self) -> dict[str, Any] | None:
         """What the conversion under work was claimed with, None where there is none."""
         return json.loads(self._plan.read_bytes()) if self._plan.is_file() else None
 
@@ -96,6 +107,15 @@ class Staging:
             stream.write(json.dumps(plan["splits"]).encode())
         self._move()
 
+    def finish_commit(self) -> list[str]:
+        """Go on with a commit that was killed while it moved the splits; returns their names, if there was one."""
+        if not self._publishing.is_file():
+            return []
+        splits: list[str] = json.loads(self._publishing.read_bytes())
+        self._move()
+        self.root.mkdir()
+        return splits
+
     def _move(self) -> None:
         for split in json.loads(self._publishing.read_bytes()):
             if not self.split(split).exists():
@@ -108,9 +128,13 @@ class Staging:
         shutil.rmtree(self.root)
 
     def __exit__(self, *_error: object) -> None:
-        self._lock.close()
-        unfinished = self.root.exists() and any(self.root.glob(f"*/{UNITS}/[0-9]*.json"))
-        if not unfinished and not self._publishing.is_file():
-            shutil.rmtree(self.root, ignore_errors=True)
-            if self._created and self.out.exists() and not any(self.out.iterdir()):
-                self.out.rmdir()
+        with self._lock:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # other parts are at work in it
+                return
+            unfinished = self.root.exists() and any(self.root.glob(f"*/{UNITS}/[0-9]*.json"))
+            if not unfinished and not self._publishing.is_file():
+                shutil.rmtree(self.root, ignore_errors=True)
+                if self._created and self.out.exists() and not any(self.out.iterdir()):
+                    self.out.rmdir()

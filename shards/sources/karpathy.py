@@ -12,8 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import DataError
-from shards.sources.record import Record, Skipped, Source, Split
-from shards.sources.text import clean_captions, describe, file_identity, is_unicode, key_of_name, read_json
+from shards.sources.listed import Splits, check_images, listed_source
+from shards.sources.record import Record, Skipped, Source
+from shards.sources.text import (
+    clean_captions,
+    describe,
+    file_identity,
+    is_int64,
+    is_unicode,
+    key_of_name,
+    read_json,
+)
 
 SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
@@ -24,16 +33,9 @@ def read_karpathy(annotations: Path, images: Path) -> Source:
     Empty captions, and captions and file names that are no valid Unicode, are left out and listed. Raises
     `DataError` for a missing file or folder and for a file of another layout.
     """
-    if not images.is_dir():
-        raise DataError(f"--images {images}: no such folder")
-    document = read_json(annotations)
-    entries = document.get("images") if isinstance(document, dict) else None
-    if not isinstance(entries, list) or not entries:
-        raise DataError(
-            f"{annotations}: not the Karpathy layout: an object with a list `images` is expected, "
-            f"found {describe(document)}"
-        )
-    splits: dict[str, list[Record | Skipped]] = {}
+    check_images(images)
+    document, entries = _document(annotations, "--annotations")
+    splits: Splits = {}
     keys: set[tuple[str, str]] = set()
     for number, entry in enumerate(entries):
         where = f"{annotations}: images[{number}]"
@@ -45,13 +47,56 @@ def read_karpathy(annotations: Path, images: Path) -> Source:
                 )
             keys.add((split, record.key))
         splits.setdefault(split, []).extend(items)
-    if not keys:
-        raise DataError(f"{annotations}: no image has a usable caption")
-    return Source(
+    return listed_source(
         str(document.get("dataset", annotations.stem)),
-        [Split(name, items, sum(isinstance(item, Record) for item in items)) for name, items in splits.items()],
+        splits,
         {"format": "karpathy", "annotations": file_identity(annotations), "images": str(images.absolute())},
+        str(annotations),
     )
+
+
+def read_assignment(path: Path, by: str) -> dict[Any, tuple[str, int]]:
+    """The split and `imgid` of each image, by its "cocoid" or its "filename", in the file's order.
+
+    Raises `DataError` for a file of another layout, without that field, or that names an image twice.
+    """
+    found: dict[Any, tuple[str, int]] = {}
+    for number, entry in enumerate(_document(path, "--karpathy")[1]):
+        where = f"{path}: images[{number}]"
+        if not isinstance(entry, dict):
+            raise DataError(f"{where}: not the Karpathy layout: an object is expected, found {describe(entry)}")
+        name = entry.get(by)
+        if not (is_int64(name) if by == "cocoid" else isinstance(name, str)):
+            raise DataError(f"{where}: no usable `{by}`; is it the Karpathy file of this data set?")
+        if name in found:
+            raise DataError(f"{where}: a second image with {by} {name}")
+        found[name] = _split(entry, where), _image_id(entry, ("imgid",), number, where)
+    return found
+
+
+def _document(path: Path, option: str) -> tuple[dict[str, Any], list[Any]]:
+    document = read_json(path, option)
+    entries = document.get("images") if isinstance(document, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise DataError(
+            f"{path}: not the Karpathy layout: an object with a list `images` is expected, "
+            f"found {describe(document)}"
+        )
+    return document, entries
+
+
+def _split(entry: dict[str, Any], where: str) -> str:
+    split = SPLITS.get(str(entry.get("split")))
+    if split is None:
+        raise DataError(f"{where}: split {entry.get('split')!r} is none of {', '.join(SPLITS)}")
+    return split
+
+
+def _image_id(entry: dict[str, Any], fields: tuple[str, ...], number: int, where: str) -> int:
+    image_id = next((entry[field] for field in fields if field in entry), number)
+    if not is_int64(image_id):
+        raise DataError(f"{where}: the image id {image_id!r} is not an integer of 64 bits")
+    return int(image_id)
 
 
 def _items(entry: Any, number: int, images: Path, where: str) -> tuple[str, list[Record | Skipped]]:
@@ -65,12 +110,8 @@ def _items(entry: Any, number: int, images: Path, where: str) -> tuple[str, list
         raise DataError(f"{where}: not the Karpathy layout: `filepath` is not a text")
     if not isinstance(sentences, list):
         raise DataError(f"{where}: not the Karpathy layout: `sentences` is missing or not a list")
-    split = SPLITS.get(str(entry.get("split")))
-    if split is None:
-        raise DataError(f"{where}: split {entry.get('split')!r} is none of {', '.join(SPLITS)}")
-    image_id = entry.get("cocoid", entry.get("imgid", number))
-    if not isinstance(image_id, int) or not -(2**63) <= image_id < 2**63:
-        raise DataError(f"{where}: the image id {image_id!r} is not an integer of 64 bits")
+    split = _split(entry, where)
+    image_id = _image_id(entry, ("cocoid", "imgid"), number, where)
     for place, sentence in enumerate(sentences):
         if not isinstance(sentence, dict) or not isinstance(sentence.get("raw"), str):
             raise DataError(f"{where}: not the Karpathy layout: sentences[{place}] has no text `raw`")

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from shards.errors import DataError
 from shards.sources.record import Skipped
@@ -11,7 +11,11 @@ from shards.sources.record import Skipped
 
 def is_unicode(text: str) -> bool:
     """Whether UTF-8 can hold `text`: a JSON escape can smuggle in half of a surrogate pair."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def clean_captions(texts: list[str], name: str) -> tuple[list[int], list[str], list[Skipped]]:
@@ -32,10 +36,46 @@ def clean_captions(texts: list[str], name: str) -> tuple[list[int], list[str], l
     return places, captions, skipped
 
 
+def safe_key(text: str) -> str:
+    """`text` without dots, slashes, white space and control characters, which a sample's key must not hold."""
+    return re.sub(r"[./\\\s\x00-\x1f\x7f]", "_", text)
+
+
 def key_of_name(filename: str) -> str:
     """A sample's key from a file name: the path without its extension, and without dots, slashes and spaces."""
     path = Path(filename)
-    return re.sub(r"[./\\\s]", "_", str(path.parent / path.stem))
+    return safe_key(str(path.parent / path.stem))
+
+
+def is_int64(value: object) -> bool:
+    """Whether `value` is an integer that an index can hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def is_split_name(name: str) -> bool:
+    """Whether `name` can name a folder and its shards."""
+    return re.fullmatch(r"[\w-]+", name) is not None
+
+
+def check_split_name(name: str, option: str) -> None:
+    """Raise `DataError` naming `option` when `name` cannot name a split."""
+    if not is_split_name(name):
+        raise DataError(f"{option} {name!r}: a split's name is made of letters, digits, _ and -")
+
+
+def open_text(path: Path, option: str) -> IO[str]:
+    """Open a UTF-8 text file line by line; bytes that are no UTF-8 become surrogates (`is_unicode` tells).
+
+    Raises `DataError` naming `option`.
+    """
+    try:
+        return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+    except FileNotFoundError:
+        raise DataError(f"{option} {path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{option} {path}: is a folder; give the file") from None
+    except OSError as error:
+        raise DataError(f"{option} {path}: cannot be read ({error.strerror})") from None
 
 
 def file_identity(path: Path) -> dict[str, object]:

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from shards.convert import load_sample
 from shards.errors import DataError
-from shards.sources.karpathy import KarpathyAnnotations, read_karpathy
-from shards.sources.record import Skipped
+from shards.prepare import Resize, load_sample
+from shards.sources.karpathy import read_assignment, read_karpathy
+from shards.sources.record import Record, Skipped, Source
+from tests.shards.sourced import left_out, records
 
 
 def entry(
@@ -29,7 +30,7 @@ def annotations(tmp_path: Path) -> Path:
     return tmp_path / "dataset_small.json"
 
 
-def read(entries: Any, annotations: Path, images: Path, **more: Any) -> KarpathyAnnotations:
+def read(entries: Any, annotations: Path, images: Path, **more: Any) -> Source:
     annotations.write_text(json.dumps({"images": entries, **more}))
     return read_karpathy(annotations, images)
 
@@ -55,20 +56,25 @@ def test_entries_become_records_by_split(annotations: Path, images: Path) -> Non
         dataset="small",
     )
     assert result.dataset == "small"
-    found = {split: [(r.key, r.image_id, r.captions) for r in records] for split, records in result.splits.items()}
+    found = {
+        split.name: [(r.key, r.image_id, r.captions) for r in records(result, split.name)]
+        for split in result.splits
+    }
     assert found == {
         "train": [("a", 7, ("One .", "Two .")), ("c", 9, ("Four .",))],
         "val": [("b", 8, ("Three .",))],
     }
-    assert not any(result.skipped.values())
+    assert {split.name: split.count for split in result.splits} == {"train": 2, "val": 1}
+    assert not left_out(result)
 
 
 def test_the_image_is_read_from_the_folder_when_the_record_is_loaded(annotations: Path, images: Path) -> None:
-    (record,) = read([entry("a.jpg")], annotations, images).splits["train"]
-    assert load_sample(record) == Skipped("a", "the image file is missing")
+    (record,) = records(read([entry("a.jpg")], annotations, images))
+    assert load_sample(record, Resize()) == Skipped("a", "the image file is missing")
     stream = io.BytesIO()
     Image.new("RGB", (5, 4)).save(stream, "JPEG")
     (images / "a.jpg").write_bytes(stream.getvalue())
+    assert record.load is not None
     assert record.load() == stream.getvalue()
 
 
@@ -84,20 +90,22 @@ def test_the_coco_layout(annotations: Path, images: Path) -> None:
         annotations,
         images,
     )
-    assert list(result.splits) == ["train"]
-    assert [record.image_id for record in result.splits["train"]] == [391895, 522418]
-    assert result.splits["train"][0].load() == b"bytes"
+    assert [split.name for split in result.splits] == ["train"]
+    assert [record.image_id for record in records(result)] == [391895, 522418]
+    load = records(result)[0].load
+    assert load is not None
+    assert load() == b"bytes"
 
 
 def test_without_a_name_or_ids_the_file_name_and_the_place_serve(annotations: Path, images: Path) -> None:
     result = read([entry("a.jpg"), entry("b.jpg")], annotations, images)
     assert result.dataset == "dataset_small"
-    assert [record.image_id for record in result.splits["train"]] == [0, 1]
+    assert [record.image_id for record in records(result)] == [0, 1]
 
 
 def test_white_space_in_a_caption_is_single_blanks(annotations: Path, images: Path) -> None:
     result = read([entry(captions=(" A\tdog\n runs  .\u2028",))], annotations, images)
-    assert result.splits["train"][0].captions == ("A dog runs .",)
+    assert records(result)[0].captions == ("A dog runs .",)
 
 
 @pytest.mark.parametrize(
@@ -113,12 +121,12 @@ def test_white_space_in_a_caption_is_single_blanks(annotations: Path, images: Pa
     ],
 )
 def test_a_key_names_tar_members_safely(annotations: Path, images: Path, filename: str, key: str) -> None:
-    assert read([entry(filename)], annotations, images).splits["train"][0].key == key
+    assert records(read([entry(filename)], annotations, images))[0].key == key
 
 
 def test_images_of_one_name_in_two_folders_are_two(annotations: Path, images: Path) -> None:
     result = read([entry("x/1.jpg"), entry("y/1.jpg")], annotations, images)
-    assert [record.key for record in result.splits["train"]] == ["x_1", "y_1"]
+    assert [record.key for record in records(result)] == ["x_1", "y_1"]
 
 
 def test_a_second_image_of_one_name_is_refused(annotations: Path, images: Path) -> None:
@@ -130,8 +138,8 @@ def test_a_second_image_of_one_name_is_refused(annotations: Path, images: Path) 
 
 def test_unusable_captions_are_named_and_left_out(annotations: Path, images: Path) -> None:
     result = read([entry("a.jpg", "val", ("", "Good .", " \n", "half \ud83d"))], annotations, images)
-    assert result.splits["val"][0].captions == ("Good .",)
-    assert result.skipped["val"] == [
+    assert records(result, "val")[0].captions == ("Good .",)
+    assert left_out(result, "val") == [
         Skipped("a.jpg caption 0", "the caption is empty"),
         Skipped("a.jpg caption 2", "the caption is empty"),
         Skipped("a.jpg caption 3", "the caption is not valid UTF-8"),
@@ -139,22 +147,22 @@ def test_unusable_captions_are_named_and_left_out(annotations: Path, images: Pat
 
 
 def test_characters_outside_the_basic_plane_are_kept(annotations: Path, images: Path) -> None:
-    assert read([entry(captions=("cat 🐈",))], annotations, images).splits["train"][0].captions == ("cat 🐈",)
+    assert records(read([entry(captions=("cat 🐈",))], annotations, images))[0].captions == ("cat 🐈",)
 
 
 def test_an_image_left_with_no_caption_is_named_and_left_out(annotations: Path, images: Path) -> None:
     result = read(
         [entry("a.jpg", captions=("",)), entry("b.jpg"), entry("c.jpg", captions=())], annotations, images
     )
-    assert [record.key for record in result.splits["train"]] == ["b"]
-    assert [item.name for item in result.skipped["train"]] == ["a.jpg caption 0", "a.jpg", "c.jpg"]
-    assert result.skipped["train"][-1].reason == "the image has no usable caption"
+    assert [record.key for record in records(result)] == ["b"]
+    assert [item.name for item in left_out(result, "train")] == ["a.jpg caption 0", "a.jpg", "c.jpg"]
+    assert left_out(result, "train")[-1].reason == "the image has no usable caption"
 
 
 def test_a_file_name_that_is_no_unicode_is_named_and_left_out(annotations: Path, images: Path) -> None:
     result = read([entry("\udc80.jpg"), entry("b.jpg")], annotations, images)
-    assert [record.key for record in result.splits["train"]] == ["b"]
-    assert result.skipped["train"] == [Skipped("\udc80.jpg", "the file name is not valid UTF-8")]
+    assert [record.key for record in records(result)] == ["b"]
+    assert left_out(result, "train") == [Skipped("\udc80.jpg", "the file name is not valid UTF-8")]
 
 
 def test_a_file_without_any_usable_caption_is_refused(annotations: Path, images: Path) -> None:
@@ -164,7 +172,8 @@ def test_a_file_without_any_usable_caption_is_refused(annotations: Path, images:
 
 def test_a_split_left_empty_is_not_forgotten(annotations: Path, images: Path) -> None:
     result = read([entry("a.jpg"), entry("b.jpg", "test", ("",))], annotations, images)
-    assert result.splits["test"] == []
+    assert records(result, "test") == []
+    assert result.splits[1].count == 0
 
 
 def test_a_missing_folder_of_images_is_named(annotations: Path, tmp_path: Path) -> None:
@@ -238,17 +247,59 @@ def test_a_broken_entry_is_named_by_its_place(annotations: Path, images: Path, b
 
 def test_the_published_flickr30k_file(test_data: Path) -> None:
     result = read_karpathy(test_data / "annotations" / "dataset_flickr30k.json", test_data)
-    assert {split: len(records) for split, records in result.splits.items()} == {
-        "train": 29000,
-        "val": 1014,
-        "test": 1000,
+    assert {split.name: split.count for split in result.splits} == {"train": 29000, "val": 1014, "test": 1000}
+    assert {len(item.captions) for split in result.splits for item in split.items if isinstance(item, Record)} == {
+        5
     }
-    assert {len(record.captions) for records in result.splits.values() for record in records} == {5}
-    assert not any(result.skipped.values())
+    assert not left_out(result)
 
 
 def test_the_published_coco_test_split(test_data: Path) -> None:
     result = read_karpathy(test_data / "annotations" / "dataset_coco_karpathy_test.json", test_data)
-    assert {split: len(records) for split, records in result.splits.items()} == {"test": 5000}
-    assert min(len(record.captions) for record in result.splits["test"]) == 5
-    assert len({record.image_id for record in result.splits["test"]}) == 5000
+    assert {split.name: split.count for split in result.splits} == {"test": 5000}
+    assert min(len(record.captions) for record in records(result, "test")) == 5
+    assert len({record.image_id for record in records(result, "test")}) == 5000
+
+
+def test_the_sentences_own_ids_stay_with_their_captions(annotations: Path, images: Path) -> None:
+    numbered = {"filename": "a.jpg", "split": "val", "imgid": 3, "sentences": []}
+    numbered["sentences"] = [{"raw": raw, "sentid": 70 + n} for n, raw in enumerate(("One", "", "Three"))]
+    partly = {**entry("b.jpg", "val", ("One", "Two"))}
+    partly["sentences"][1]["sentid"] = 4
+    both = records(read([numbered, partly], annotations, images), "val")
+    assert [record.caption_ids for record in both] == [(70, 72), ()]
+
+
+@pytest.mark.parametrize("image_id", [2**63, -(2**63) - 1, 1.5, True, None])
+def test_an_image_id_that_the_index_cannot_hold_is_refused(annotations: Path, images: Path, image_id: Any) -> None:
+    annotations.write_text(json.dumps({"images": [entry(imgid=image_id)]}))
+    refused(annotations, images, "images[0] (1.jpg)", "is not an integer of 64 bits")
+
+
+def test_the_identity_tells_another_state_of_the_file(annotations: Path, images: Path) -> None:
+    before = read([entry("a.jpg")], annotations, images).identity
+    assert read([entry("a.jpg")], annotations, images).identity["images"] == before["images"]
+    assert read([entry("b_longer.jpg")], annotations, images).identity != before
+
+
+def test_splits_are_given_out_by_coco_id_or_name(annotations: Path) -> None:
+    entries = [entry("b.jpg", "restval", cocoid=42, imgid=7), entry("a.jpg", "test", cocoid=5, imgid=1)]
+    annotations.write_text(json.dumps({"images": entries}))
+    assert list(read_assignment(annotations, "cocoid").items()) == [(42, ("train", 7)), (5, ("test", 1))]
+    assert read_assignment(annotations, "filename") == {"b.jpg": ("train", 7), "a.jpg": ("test", 1)}
+
+
+@pytest.mark.parametrize(
+    ("entries", "phrase"),
+    [
+        ([entry("a.jpg")], "images[0]: no usable `cocoid`; is it the Karpathy file of this data set?"),
+        ([entry("a.jpg", cocoid=1), entry("b.jpg", cocoid=1)], "images[1]: a second image with cocoid 1"),
+        ([entry("a.jpg", "dev", cocoid=1)], "split 'dev' is none of"),
+        (["a.jpg"], "an object is expected, found a str"),
+    ],
+)
+def test_a_file_that_cannot_give_out_splits_is_refused(annotations: Path, entries: Any, phrase: str) -> None:
+    annotations.write_text(json.dumps({"images": entries}))
+    with pytest.raises(DataError) as raised:
+        read_assignment(annotations, "cocoid")
+    assert phrase in str(raised.value)

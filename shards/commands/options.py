@@ -1,0 +1,86 @@
+"""The options that all commands which write shards share."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from shards.convert import Options
+
+Out = Annotated[Path, typer.Option(help="Folder to write to; one folder a split is made in it.")]
+PerShard = Annotated[int, typer.Option(min=1, help="Samples a shard; with --shard-bytes, records a unit of work.")]
+Processes = Annotated[int, typer.Option(min=1, help="Worker processes that read, decode and write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace splits that stand in the folder already.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check the input, say what would be written, and write nothing.")
+]
+
+
+class ImageFormat(StrEnum):
+    """What images can be converted to."""
+
+    JPEG = "jpeg"
+    PNG = "png"
+    WEBP = "webp"
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Where and how a source is written."""
+
+    out: Path
+    options: "Options"
+    part: tuple[int, int] | None = None
+    processes: int = 2
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+def writing(
+    *,
+    out: Out,
+    samples_per_shard: PerShard = 1000,
+    shard_bytes: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Largest size of a shard, such as 300MB or 1GiB.")
+    ] = None,
+    resize: Annotated[
+        int | None,
+        typer.Option(min=16, metavar="SIDE", help="Make larger images this many pixels on their shorter side."),
+    ] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG and WebP that are written anew.")] = 90,
+    format: Annotated[
+        ImageFormat | None, typer.Option(help="Convert images of other formats; without it, they keep theirs.")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Shuffle each split by this seed first, held in memory. Training shuffles anyway.",
+        ),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Write the I-th of N parts, which may run on several machines; then `itm shards merge OUT`.",
+        ),
+    ] = None,
+    processes: Processes = 2,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> Writing:
+    """Gather the options. Raises `DataError` for a size or a part that is none."""
+    from shards.convert import Options, parse_part
+    from shards.prepare import Resize
+    from shards.sizes import parse_size
+
+    options = Options(
+        samples_per_shard=samples_per_shard,
+        shard_bytes=None if shard_bytes is None else parse_size(shard_bytes, "--shard-bytes"),
+        resize=Resize(resize, quality, None if format is None else format.value.upper()),
+        seed=seed,
+    )
+    return Writing(out, options, None if part is None else parse_part(part), processes, overwrite, dry_run)

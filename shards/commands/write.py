@@ -1,0 +1,201 @@
+"""A source -> finished splits, with what the user is told on the way."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import typer
+
+from shards.commands.options import Writing
+from shards.convert import Options, SplitReport, convert, publish
+from shards.errors import DataError
+from shards.prepare import Resize, load_sample
+from shards.progress import progress_bar
+from shards.sources.record import Record, Skipped, Source, Split
+from shards.staging import UNITS, Staging
+
+SHOWN = 10
+"""Skipped items named on the terminal; all of them stand in `skipped.jsonl`."""
+LOOKED_AT = 1000
+"""Items of a split that a dry run reads, and"""
+LOADED = 20
+"""samples that it loads with their images: enough to tell a wrong folder."""
+
+
+def write_source(source: Source, writing: Writing) -> None:
+    """Convert `source`, or this part of it, and publish it when it is whole.
+
+    Raises `DataError`; what was finished by then stays, and the message tells how to go on.
+    """
+    names = [split.name for split in source.splits]
+    staging = Staging(writing.out, overwrite=writing.overwrite, shared=writing.part is not None)
+    staging.check(names)
+    for split in source.splits:
+        _check_usable(split)
+    if writing.dry_run:
+        for split in source.splits:
+            typer.echo(f"would write {writing.out / split.name}: {_forecast(split, writing.options)}")
+        return
+    part = writing.part or (1, 1)
+    with staging:
+        _finish_commit(staging)
+        staging.claim(names, {"dataset": source.dataset, **source.identity, **writing.options.as_dict()})
+        if found := _finished(staging, names, part):
+            typer.echo(f"going on with {staging.root}: {found:,} units of work were found finished", err=True)
+        with _kept(staging, names):
+            with progress_bar("convert", _total(source.splits, writing.options, part)) as advance:
+                convert(
+                    source,
+                    staging,
+                    writing.options,
+                    processes=writing.processes,
+                    part=part,
+                    on_records=lambda _split, count: advance(count),
+                )
+            if writing.part is None:
+                tell_published(writing.out, publish(staging, source.dataset, names))
+    if writing.part is not None:
+        typer.echo(
+            f"part {part[0]} of {part[1]} is written; when all are, join them: itm shards merge {writing.out}"
+        )
+
+
+def merge_parts(out: Path, overwrite: bool, dry_run: bool) -> None:
+    """Join the parts of a conversion and move its splits into place.
+
+    Raises `DataError` when there is none, when a unit is missing, or when a part is still being written.
+    """
+    staging = Staging(out, overwrite=overwrite)
+    plan = staging.plan()
+    if plan is None:
+        raise DataError(
+            f"{out}: no unfinished conversion there; give the --out of `itm shards convert ... --part I/N`"
+        )
+    splits: list[str] = plan["splits"]
+    if dry_run:
+        staging.check(splits)
+        for split in splits:
+            typer.echo(f"would write {out / split}: {_units(staging, split):,} units of work, all there")
+        return
+    with staging:
+        if _finish_commit(staging):
+            return
+        for split in splits:
+            _units(staging, split)
+        staging.claim(splits, {name: value for name, value in plan.items() if name != "splits"})
+        tell_published(out, publish(staging, str(plan["dataset"]), splits))
+
+
+def tell_published(out: Path, reports: dict[str, SplitReport]) -> None:
+    """Name what was skipped, and a line a split."""
+    for name, report in reports.items():
+        _show_skipped(report.skipped)
+        skipped = f", {len(report.skipped):,} skipped (see skipped.jsonl)" if report.skipped else ""
+        counts = f"{report.samples:,} images, {report.captions:,} captions, {_shards(report.shards)}"
+        typer.echo(f"{out / name}: {counts}, {report.bytes / 1e6:,.1f} MB{skipped}")
+
+
+def _check_usable(split: Split) -> None:
+    if split.count == 0:
+        skipped = [item for item in islice(split.items, LOOKED_AT) if isinstance(item, Skipped)]
+        first = [f"; the first left out: {item.name}: {item.reason}" for item in skipped[:1]]
+        raise DataError(f"split {split.name}: no usable sample{''.join(first)}")
+
+
+def _forecast(split: Split, options: Options) -> str:
+    """What a split would become, after a look at its first items and images."""
+    seen = list(islice(split.items, LOOKED_AT))
+    skipped = [item for item in seen if isinstance(item, Skipped)]
+    loaded = [load_sample(item, Resize()) for item in islice((i for i in seen if isinstance(i, Record)), LOADED)]
+    faults = skipped if len(skipped) == len(seen) else [one for one in loaded if isinstance(one, Skipped)]
+    if len(faults) == len(loaded) or len(skipped) == len(seen):
+        first = f"; the first: {faults[0].name}: {faults[0].reason}" if faults else ""
+        raise DataError(
+            f"split {split.name}: none of the first {len(loaded) or len(seen):,} samples is usable{first}"
+        )
+    _show_skipped(faults)
+    if split.count is None:
+        return f"an unknown number of samples; of the first {len(seen):,}, {len(skipped):,} would be skipped"
+    shards = _shards(-(-split.count // options.samples_per_shard))
+    return f"{split.count:,} samples in {shards}" + (" or more" if options.shard_bytes else "")
+
+
+def _total(splits: Iterable[Split], options: Options, part: tuple[int, int]) -> int | None:
+    """The records of this part, where they are known."""
+    total = 0
+    for split in splits:
+        if split.count is None:
+            return None
+        starts = range(0, split.count, options.samples_per_shard)[part[0] - 1 :: part[1]]
+        total += sum(min(options.samples_per_shard, split.count - start) for start in starts)
+    return total
+
+
+def _finished(staging: Staging, names: Sequence[str], part: tuple[int, int] = (1, 1)) -> int:
+    """How many of this part's units are finished."""
+    notes = (note for name in names for note in (staging.split(name) / UNITS).glob("[0-9]*.json"))
+    return sum(int(note.stem) % part[1] == part[0] - 1 for note in notes)
+
+
+def _finish_commit(staging: Staging) -> bool:
+    moved = staging.finish_commit()
+    if moved:
+        typer.echo(
+            f"{staging.out}: an earlier conversion was cut off while it moved its splits into place; they stand "
+            f"whole now: {', '.join(moved)}",
+            err=True,
+        )
+    return bool(moved)
+
+
+def _units(staging: Staging, split: str) -> int:
+    """How many units a split has. Raises `DataError` naming one that is not there."""
+    notes = staging.split(split) / UNITS
+    if not (notes / "total.json").is_file():
+        raise DataError(f"{staging.root}: no part has come to the end of split {split}")
+    total = int(json.loads((notes / "total.json").read_bytes()))
+    there = {path.stem for path in notes.glob("[0-9]*.json")}
+    if missing := [number for number in range(total) if f"{number:06d}" not in there]:
+        raise DataError(
+            f"{staging.root}: {len(missing):,} of {total:,} units of split {split} are not there yet, the first "
+            f"unit {missing[0]}; of N parts, part {missing[0]} % N + 1 writes it"
+        )
+    return total
+
+
+@contextmanager
+def _kept(staging: Staging, names: Sequence[str]) -> Iterator[None]:
+    """Tell, when the block is left early, what stays and how to go on."""
+
+    def hint() -> str:
+        if not staging.root.exists() or not _finished(staging, names):
+            return ""
+        return (
+            f"finished shards are kept in {staging.root}: repeat the command to go on, or remove that folder to "
+            "discard them"
+        )
+
+    try:
+        yield
+    except (DataError, OSError) as error:
+        raise DataError("; ".join(filter(None, [str(error), hint()]))) from error
+    except BrokenProcessPool:
+        told = "a worker process died, most likely for want of memory; try fewer --processes"
+        raise DataError("; ".join(filter(None, [told, hint()]))) from None
+    except KeyboardInterrupt:
+        typer.echo(hint() or "nothing was finished yet", err=True)
+        raise
+
+
+def _shards(count: int) -> str:
+    return f"{count:,} shard{'s' * (count != 1)}"
+
+
+def _show_skipped(skipped: Sequence[Skipped]) -> None:
+    for item in skipped[:SHOWN]:
+        typer.echo(f"skipped {item.name}: {item.reason}", err=True)
+    if len(skipped) > SHOWN:
+        typer.echo(f"skipped {len(skipped) - SHOWN:,} more", err=True)
