@@ -1,0 +1,95 @@
+"""`itm shards concepts` and `itm shards decontaminate`."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shards.errors import DataError
+
+if TYPE_CHECKING:
+    from shards.manifest import Manifest
+
+Processes = Annotated[int, typer.Option(min=1, help="Worker processes that read and count.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at the output already.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
+
+
+def concepts(
+    folders: Annotated[list[str], typer.Argument(metavar="DIR", help="Folders of shards with training captions.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write: words, counts and graph.")],
+    size: Annotated[
+        int, typer.Option(min=10, help="Concepts to find; objects, motions, properties as 7:2:1.")
+    ] = 300,
+    processes: Processes = 2,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Find the concepts of AMSPS: the captions' most frequent words, and which stand together.
+
+    Objects are nouns, motions verbs, properties adjectives; inflections count as one word. Reads all captions
+    twice, and about 20,000 of them in depth, as English. The same shards give the same file.
+    """
+    from shards.tools.concepts import TAGGED, mine_concepts, write_vocabulary
+    from shards.tools.word_classes import GROUPS
+
+    manifests = _manifests(folders)
+    _check_file(out, overwrite)
+    samples, captions = (
+        sum(numbers) for numbers in zip(*((one.num_samples, one.num_captions) for one in manifests))
+    )
+    if dry_run:
+        typer.echo(f"would write {out}: {size:,} concepts of {captions:,} captions")
+        return
+    totals = {"count": samples, "tag": min(TAGGED, captions), "relate": samples}
+    with _stages(totals) as progress:
+        vocabulary = mine_concepts(manifests, size, processes=processes, progress=progress)
+    write_vocabulary(out, vocabulary)
+    found = [sum(one.group == group for one in vocabulary.concepts) for group in GROUPS]
+    parts = ", ".join(f"{count:,} {_plural(group)}" for group, count in zip(GROUPS, found, strict=True))
+    if sum(found) < size:
+        typer.echo(f"the captions have fewer words than asked for: {sum(found):,} of {size:,} concepts", err=True)
+    typer.echo(f"{out}: {parts} of {vocabulary.captions:,} captions")
+
+
+def _plural(group: str) -> str:
+    return f"{group[:-1]}ies" if group.endswith("y") else f"{group}s"
+
+
+def _manifests(folders: Sequence[str]) -> "list[Manifest]":
+    from shards.manifest import read_manifest
+
+    manifests = [read_manifest(folder) for folder in folders]
+    seen: dict[str, str] = {}
+    for manifest in manifests:
+        if (twin := seen.setdefault(manifest.fingerprint, manifest.location)) is not manifest.location:
+            raise DataError(f"{manifest.location}: the same shards as {twin}; give each data set once")
+    return manifests
+
+
+def _check_file(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; give a file name")
+    if path.exists() and not overwrite:
+        raise DataError(f"{path}: exists already; give another, or --overwrite to replace it")
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"{path}: the folder {path.absolute().parent} does not exist")
+
+
+@contextmanager
+def _stages(totals: dict[str, int]) -> Iterator[Callable[[str, int], None]]:
+    """A progress bar a stage, each shown when its stage first reports and gone when the next one does."""
+    from shards.progress import progress_bar
+
+    with ExitStack() as stack:
+        running: dict[str, Callable[[int], None]] = {}
+
+        def advance(stage: str, count: int) -> None:
+            if stage not in running:
+                stack.close()
+                running[stage] = stack.enter_context(progress_bar(stage, totals[stage]))
+            running[stage](count)
+
+        yield advance
