@@ -18,11 +18,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be writt
 
 
 def concepts(
-    folders: Annotated[list[str], typer.Argument(metavar="DIR", help="Folders of shards with training captions.")],
+    folders: Annotated[list[str], typer.Argument(metavar="DIR", help="Folders of shards to read captions of.")],
     out: Annotated[Path, typer.Option(help="JSON file to write: words, counts and graph.")],
-    size: Annotated[
-        int, typer.Option(min=10, help="Concepts to find; objects, motions, properties as 7:2:1.")
-    ] = 300,
+    size: Annotated[int, typer.Option(min=10, help="Concepts; objects, motions, properties as 7:2:1.")] = 300,
     processes: Processes = 2,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -37,9 +35,8 @@ def concepts(
 
     manifests = _manifests(folders)
     _check_file(out, overwrite)
-    samples, captions = (
-        sum(numbers) for numbers in zip(*((one.num_samples, one.num_captions) for one in manifests))
-    )
+    samples = sum(manifest.num_samples for manifest in manifests)
+    captions = sum(manifest.num_captions for manifest in manifests)
     if dry_run:
         typer.echo(f"would write {out}: {size:,} concepts of {captions:,} captions")
         return

@@ -24,7 +24,7 @@ class GraphOptions:
 
 
 def adjacency(
-    counts: npt.NDArray[np.int64], co_occurrence: npt.NDArray[np.int64], options: GraphOptions = GraphOptions()
+    counts: npt.NDArray[np.int64], co_occurrence: npt.NDArray[np.int64], options: GraphOptions
 ) -> npt.NDArray[np.float64]:
     """Counts (q,) and co-occurrence (q, q) over captions -> the symmetrically normalised adjacency (q, q).
 

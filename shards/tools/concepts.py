@@ -81,7 +81,7 @@ def mine_concepts(
     manifests: Sequence[Manifest],
     size: int = 300,
     *,
-    graph: GraphOptions = GraphOptions(),
+    graph: GraphOptions | None = None,
     tagged: int = TAGGED,
     processes: int = 1,
     progress: Callable[[str, int], None] = lambda _stage, _count: None,
@@ -108,7 +108,9 @@ def mine_concepts(
     co_occurrence = together[np.ix_(chosen, chosen)]
     np.fill_diagonal(co_occurrence, 0)
     concepts = tuple(shortlist[place] for place in chosen)
-    return Vocabulary(concepts, exact[chosen], co_occurrence, counted.captions, _sources(manifests), graph)
+    return Vocabulary(
+        concepts, exact[chosen], co_occurrence, counted.captions, _sources(manifests), graph or GraphOptions()
+    )
 
 
 def _group_sizes(size: int) -> dict[str, int]:

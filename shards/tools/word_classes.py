@@ -7,10 +7,9 @@ where the tagger wavers, by the other forms of the word: `jump`, noun or verb, i
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from shards.parallel import ordered_map
@@ -31,10 +30,12 @@ DECIDED = 0.85
 MAX_TOKENS = 64
 """Of a caption that are tagged; the web has some that are whole pages."""
 
-STOP_WORDS = frozenset(
-    "other same such own front back side left right middle top background way lot couple number piece kind type "
-    "set view picture photo photograph image".split()
-)
+_CHUNK = 500  # captions that a worker tags at once
+
+_PLACE = ("front", "back", "side", "left", "right", "middle", "top", "background")
+_AMOUNT = ("lot", "couple", "number", "piece", "kind", "type", "set")
+_PICTURE = ("view", "picture", "photo", "photograph", "image")
+STOP_WORDS = frozenset((*_PLACE, *_AMOUNT, *_PICTURE, "other", "same", "such", "own", "way"))
 """Nouns and adjectives that say where, how many, or that this is a picture; lemmas."""
 
 TagCounts = Counter[tuple[str, str]]
@@ -64,7 +65,7 @@ def tag_captions(
     processes: int = 1,
     on_captions: Callable[[int], None] = lambda _count: None,
 ) -> TagCounts:
-    """Tag captions and count the tags of every word form; `on_captions` hears how many were done."""
+    """Tag captions and count the tags of every word form; `on_captions` hears about how many were done."""
     total: TagCounts = Counter()
     for chunk, part in zip(
         _chunks(captions), ordered_map(_tag, _chunks(captions), processes, chunk=1), strict=True
@@ -74,13 +75,11 @@ def tag_captions(
     return total
 
 
-def _chunks(captions: Iterable[str], size: int = 500) -> Iterator[list[str]]:
-    iterator = iter(captions)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
+def _chunks(captions: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (captions[start : start + _CHUNK] for start in range(0, len(captions), _CHUNK))
 
 
-def _tag(captions: list[str]) -> TagCounts:
+def _tag(captions: Sequence[str]) -> TagCounts:
     counts: TagCounts = Counter()
     for caption in captions:
         if sentence := tokens(caption)[:MAX_TOKENS]:
