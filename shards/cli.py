@@ -21,6 +21,7 @@ convert_app = typer.Typer(
 )
 app.add_typer(convert_app, name="convert")
 app.command()(clean.concepts)
+app.command()(clean.decontaminate)
 
 Out = Annotated[Path, typer.Option(help="Folder to write to; one folder a split is made in it.")]
 PerShard = Annotated[int, typer.Option(min=1, help="Samples a shard; with --shard-bytes, records a unit of work.")]

@@ -34,7 +34,9 @@ def concepts(
     from shards.tools.word_classes import GROUPS
 
     manifests = _manifests(folders)
-    _check_file(out, overwrite)
+    if not overwrite:
+        _check_new(out, ", or --overwrite to replace it")
+    _check_place(out)
     samples = sum(manifest.num_samples for manifest in manifests)
     captions = sum(manifest.num_captions for manifest in manifests)
     if dry_run:
@@ -51,6 +53,57 @@ def concepts(
     typer.echo(f"{out}: {parts} of {vocabulary.captions:,} captions")
 
 
+def decontaminate(
+    train: Annotated[str, typer.Argument(metavar="TRAIN", help="Folder of training shards.")],
+    against: Annotated[list[str], typer.Option(help="Folder of test shards; may be given several times.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to make: the training samples that are left, in the same tars.")
+    ] = None,
+    listing: Annotated[Path | None, typer.Option("--list", help="File to write, one JSON line a match.")] = None,
+    distance: Annotated[
+        int, typer.Option(min=0, max=16, help="Bits, of 64, by which the perceptual hashes of copies may differ.")
+    ] = 8,
+    processes: Processes = 2,
+    dry_run: DryRun = False,
+) -> None:
+    """Find, list or leave out the training images that also stand in test sets.
+
+    Found are equal bytes, and by perceptual hash copies that were scaled, encoded anew or cropped a little; not
+    mirrored ones. Almost uniform images are compared by their bytes alone. Captions are not compared.
+
+    Give `--out`, `--list` or both. OUT has a manifest and indexes of its own, which lead to TRAIN's tars: train
+    from it directly, and keep TRAIN.
+    """
+    from shards.manifest import read_manifest
+    from shards.tools.decontaminate import check_sets
+    from shards.tools.decontaminate import decontaminate as compare
+
+    if out is None and listing is None:
+        raise DataError("give --out to write what is left, --list to list the matches, or both")
+    training, tests = read_manifest(train), _manifests(against)
+    check_sets(training, tests)
+    if out is not None:
+        _check_new(out, "")
+    if listing is not None:
+        _check_new(listing, "")
+        _check_place(listing)
+    totals = {"tests": sum(test.num_samples for test in tests), "train": training.num_samples}
+    if dry_run:
+        targets = " and ".join(str(path) for path in (out, listing) if path is not None)
+        typer.echo(f"would compare {totals['train']:,} images with {totals['tests']:,}, and write {targets}")
+        return
+    with _stages(totals) as progress:
+        report = compare(
+            training, tests, out=out, listing=listing, distance=distance, processes=processes, progress=progress
+        )
+    if report.broken:
+        typer.echo(f"{report.broken:,} images do not decode; they were compared by their bytes alone", err=True)
+    found = f"{report.images:,} of {training.num_samples:,} images stand in a test set"
+    typer.echo(f"{training.location}: {found}, {report.exact:,} of them byte by byte")
+    if out is not None:
+        typer.echo(f"{out}: {report.kept:,} images in {len(report.shards['name']):,} shards")
+
+
 def _plural(group: str) -> str:
     return f"{group[:-1]}ies" if group.endswith("y") else f"{group}s"
 
@@ -61,16 +114,21 @@ def _manifests(folders: Sequence[str]) -> "list[Manifest]":
     manifests = [read_manifest(folder) for folder in folders]
     seen: dict[str, str] = {}
     for manifest in manifests:
-        if (twin := seen.setdefault(manifest.fingerprint, manifest.location)) is not manifest.location:
+        if manifest.fingerprint in seen:
+            twin = seen[manifest.fingerprint]
             raise DataError(f"{manifest.location}: the same shards as {twin}; give each data set once")
+        seen[manifest.fingerprint] = manifest.location
     return manifests
 
 
-def _check_file(path: Path, overwrite: bool) -> None:
+def _check_new(path: Path, otherwise: str) -> None:
+    if path.exists():
+        raise DataError(f"{path}: exists already; give another{otherwise}")
+
+
+def _check_place(path: Path) -> None:
     if path.is_dir():
         raise DataError(f"{path}: is a folder; give a file name")
-    if path.exists() and not overwrite:
-        raise DataError(f"{path}: exists already; give another, or --overwrite to replace it")
     if not path.absolute().parent.is_dir():
         raise DataError(f"{path}: the folder {path.absolute().parent} does not exist")
 

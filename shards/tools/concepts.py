@@ -91,14 +91,17 @@ def mine_concepts(
     `progress` is called with "count" and "relate" and the samples done, and with "tag" and the captions tagged.
     Raises `DataError` when the captions hold no such word at all.
     """
+    progress("count", 0)
     counted = count_words(
         manifests, sample=tagged, processes=processes, on_samples=lambda count: progress("count", count)
     )
+    progress("tag", 0)
     tags = tag_captions(counted.sample, processes=processes, on_captions=lambda count: progress("tag", count))
     shortlist = _most_frequent(candidates(counted.counts, tags), _group_sizes(round(_SPARE * size)))
     if not shortlist:
         names = ", ".join(manifest.location for manifest in manifests)
         raise DataError(f"{names}: no English noun, verb or adjective in {counted.captions:,} captions")
+    progress("relate", 0)
     together = np.zeros((len(shortlist), len(shortlist)), np.int64)
     relate = partial(_relate_shard, forms_of(shortlist), len(shortlist))
     for part in sweep(relate, manifests, processes=processes, on_samples=lambda count: progress("relate", count)):
