@@ -180,9 +180,7 @@ def decontaminate(
                 _keep(root, train, shard, matched, report.shards)
         if staging and root:
             if not report.kept:
-                raise DataError(
-                    f"{train.location}: every image matches one of the test sets; nothing is left to write"
-                )
+                raise DataError(f"{train.location}: every image matches a test image; nothing is left to write")
             write_manifest(root, train.dataset, train.split, train.holds, report.shards)
             staging.commit()
     return report

@@ -132,16 +132,14 @@ def test_forms_belong_to_one_word(found: dict[str, Candidate]) -> None:
 
 
 def test_counts_are_of_captions(scenes: Manifest) -> None:
-    captions = [caption(number) for number in range(400)]
+    spoken = [set(words(caption(number))) for number in range(400)]
     vocabulary = mine_concepts([scenes], size=20)
     assert vocabulary.captions == 400
     for first, one in enumerate(vocabulary.concepts):
-        named = [bool(set(one.forms) & set(words(text))) for text in captions]
+        named = [bool(set(one.forms) & said) for said in spoken]
         assert vocabulary.counts[first] == sum(named)
         for second, other in enumerate(vocabulary.concepts):
-            both = [
-                has and bool(set(other.forms) & set(words(text))) for has, text in zip(named, captions, strict=True)
-            ]
+            both = [bool(set(one.forms) & said and set(other.forms) & said) for said in spoken]
             assert vocabulary.co_occurrence[first, second] == (sum(both) if first != second else 0)
 
 
@@ -251,9 +249,7 @@ def test_what_stands_at_the_output_stays(scenes: Manifest, tmp_path: Path, itm: 
     (tmp_path / "concepts.json").write_text("mine")
     result = itm("shards", "concepts", scenes.location, "--out", "concepts.json")
     assert result.returncode == 1
-    assert (
-        result.stderr == "itm: error: concepts.json: exists already; give another, or --overwrite to replace it\n"
-    )
+    assert result.stderr.startswith("itm: error: concepts.json: exists already; give another, or --overwrite")
     assert (tmp_path / "concepts.json").read_text() == "mine"
     assert itm("shards", "concepts", scenes.location, "--out", "new.json", "--dry-run").returncode == 0
     assert not (tmp_path / "new.json").exists()
