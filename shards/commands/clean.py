@@ -34,9 +34,9 @@ def concepts(
     from shards.tools.word_classes import GROUPS
 
     manifests = _manifests(folders)
+    _check_place(out)
     if not overwrite:
         _check_new(out, ", or --overwrite to replace it")
-    _check_place(out)
     samples = sum(manifest.num_samples for manifest in manifests)
     captions = sum(manifest.num_captions for manifest in manifests)
     if dry_run:
@@ -85,8 +85,8 @@ def decontaminate(
     if out is not None:
         _check_new(out, "")
     if listing is not None:
-        _check_new(listing, "")
         _check_place(listing)
+        _check_new(listing, "")
     totals = {"tests": sum(test.num_samples for test in tests), "train": training.num_samples}
     if dry_run:
         targets = " and ".join(str(path) for path in (out, listing) if path is not None)

@@ -19,6 +19,8 @@ class ShardWork:
 
     location: str
     cache: Cache | None
+    fingerprint: str
+    """Of the manifest: a folder that was written anew is read anew."""
     folder: int
     """The folder's place among those of the sweep."""
     shard: int
@@ -36,7 +38,7 @@ def sweep(
     `function` must be picklable. `on_samples` is called with the number of samples of each shard that is done.
     """
     works = (
-        ShardWork(manifest.location, manifest.cache, folder, shard)
+        ShardWork(manifest.location, manifest.cache, manifest.fingerprint, folder, shard)
         for folder, manifest in enumerate(manifests)
         for shard in range(len(manifest.names))
     )
@@ -48,9 +50,9 @@ def sweep(
 
 
 def _on_shard(function: Callable[[ShardReader, ShardWork], Result], work: ShardWork) -> Result:
-    return function(_reader(work.location, work.cache), work)
+    return function(_reader(work.location, work.cache, work.fingerprint), work)
 
 
 @lru_cache(maxsize=4)
-def _reader(location: str, cache: Cache | None) -> ShardReader:
+def _reader(location: str, cache: Cache | None, _fingerprint: str) -> ShardReader:
     return ShardReader(read_manifest(location, cache))

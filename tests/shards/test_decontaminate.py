@@ -222,7 +222,7 @@ def test_a_test_set_without_images_is_refused(folder: Path, tmp_path: Path) -> N
         (("train", "--against", "none", "--out", "clean"), "none: no such folder"),
         (("train", "--against", "test", "--against", "test", "--out", "clean"), "give each data set once"),
         (("train", "--against", "test", "--out", "train"), "exists already"),
-        (("train", "--against", "test", "--list", "train"), "exists already"),
+        (("train", "--against", "test", "--list", "train"), "is a folder"),
         (("train", "--against", "test", "--list", "none/hits.jsonl"), "does not exist"),
     ],
 )
