@@ -2,6 +2,7 @@
 
 import typer
 
+from shards.commands import clean
 from shards.commands.convert import convert_app, merge
 from shards.commands.demo import demo
 
@@ -11,3 +12,5 @@ app = typer.Typer(
 app.command()(demo)
 app.add_typer(convert_app, name="convert")
 app.command()(merge)
+app.command()(clean.decontaminate)
+app.command()(clean.concepts)

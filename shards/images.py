@@ -34,7 +34,8 @@ def open_image(data: bytes) -> Image.Image:
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB, whatever the mode."""
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to white
         image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     return image.convert("RGB")
@@ -47,7 +48,7 @@ def _crop(image: Image.Image, side: int, box: tuple[float, float, float, float])
     image.draft("RGB", (round(before[0] * scale), round(before[1] * scale)))
     x, y = image.width / before[0], image.height / before[1]
     drafted = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
-    resized = _to_rgb(image).resize((side, side), Image.Resampling.BICUBIC, drafted, reducing_gap=3.0)
+    resized = to_rgb(image).resize((side, side), Image.Resampling.BICUBIC, drafted, reducing_gap=3.0)
     return np.asarray(resized)
 
 
