@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shards.commands import tars
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -18,6 +20,8 @@ convert_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Convert a data set; one command a format."
 )
 app.add_typer(convert_app, name="convert")
+app.command()(tars.index)
+app.command()(tars.reshard)
 
 Out = Annotated[Path, typer.Option(help="Folder to write to; one folder a split is made in it.")]
 PerShard = Annotated[int, typer.Option(min=1, help="Samples a shard; with --shard-bytes, records a unit of work.")]

@@ -113,6 +113,7 @@ class Manifest:
     bytes: npt.NDArray[np.int64]
     """Of each shard's tar."""
     sha256: tuple[str, ...]
+    index_sha256: tuple[str, ...]
     fingerprint: str
     """A hash over the hashes of all shards and indexes: the same samples in the same order."""
     cache: Cache | None = field(default=None, compare=False)
@@ -237,6 +238,7 @@ def read_manifest(location: str | Path, cache: Cache | None = None) -> Manifest:
         captions=table["captions"].to_numpy(),
         bytes=table["bytes"].to_numpy(),
         sha256=tuple(table["sha256"].to_pylist()),
+        index_sha256=tuple(table["index_sha256"].to_pylist()),
         fingerprint=hashlib.sha256(data).hexdigest(),
         cache=cache,
     )

@@ -1,13 +1,11 @@
 """The bytes of one sample in a tar -> its members."""
 
 import io
-import json
 import tarfile
 from dataclasses import dataclass
 
 from shards.errors import DataError
-
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tiff", "tif", "img"})
+from shards.members import captions_of, image_of, split_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,21 +18,18 @@ class TarSample:
 
 def parse_sample(data: bytes, where: str) -> TarSample:
     """Parse the bytes that an index's `offset` and `size` span; `where` names the sample in errors."""
-    image: bytes | None = None
-    captions: list[str] | None = None
+    members: list[tuple[str, bytes]] = []
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
-                stream = tar.extractfile(member)
-                if stream is None:
-                    continue
-                extension = member.name.rpartition(".")[2].lower()
-                if extension in IMAGE_EXTENSIONS:
-                    image = stream.read()
-                elif extension == "json":
-                    captions = json.loads(stream.read())["captions"]
-    except (tarfile.TarError, ValueError, KeyError, TypeError) as error:
+                names = split_name(member.name) if member.isreg() else None
+                stream = tar.extractfile(member) if names else None
+                if names is not None and stream is not None:
+                    members.append((names[1], stream.read()))
+        captions = captions_of(members)
+    except (tarfile.TarError, ValueError) as error:
         raise DataError(f"{where}: damaged sample ({error}); check the file against its manifest") from None
+    image = image_of(members)
     if image is None or not captions:
         raise DataError(f"{where}: the sample holds no {'image' if image is None else 'captions'}")
     return TarSample(image, captions)

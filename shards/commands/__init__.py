@@ -1,0 +1,1 @@
+"""The subcommands of `itm shards`, one file a theme."""
