@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shards.commands import tars
+from shards.commands import look, tars
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +22,9 @@ convert_app = typer.Typer(
 app.add_typer(convert_app, name="convert")
 app.command()(tars.index)
 app.command()(tars.reshard)
+app.command()(look.verify)
+app.command()(look.stats)
+app.command()(look.inspect)
 
 Out = Annotated[Path, typer.Option(help="Folder to write to; one folder a split is made in it.")]
 PerShard = Annotated[int, typer.Option(min=1, help="Samples a shard; with --shard-bytes, records a unit of work.")]

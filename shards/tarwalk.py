@@ -5,6 +5,7 @@ Nothing is extracted to a disk, links are not followed, so names do no harm, wha
 """
 
 import gzip
+import io
 import os
 import tarfile
 from collections.abc import Callable, Iterator
@@ -172,6 +173,14 @@ def samples_of(location: str, wanted: Callable[[str], bool]) -> Iterator[RawSamp
                 f"{location}: compressed by zstd, which cannot be read here; decompress it with `zstd -d`"
             )
         yield from walk(stream, location, everything if packed else wanted, streamed=packed is not None)
+
+
+def samples_in(data: bytes) -> list[RawSample]:
+    """The samples in a piece of a tar, such as the bytes that a row of an index spans: one, when all is well.
+
+    Raises `DamagedTarError`.
+    """
+    return list(walk(io.BytesIO(data + bytes(2 * tarfile.BLOCKSIZE)), "", everything))
 
 
 def everything(_extension: str) -> bool:

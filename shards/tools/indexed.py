@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from shards.errors import DataError
 from shards.manifest import Manifest, ShardIndex
-from shards.tarwalk import DamagedTarError, RawSample, open_bytes, walk
+from shards.tarwalk import DamagedTarError, RawSample, open_bytes, samples_in, walk
 
 
 def one_shard(manifest: Manifest, shard: int) -> Manifest:
@@ -42,3 +42,14 @@ def indexed_samples(
         raise DataError(
             f"{location}: {len(rows):,} samples are not where the index says; `itm shards verify` tells more"
         )
+
+
+def sample_at(location: str, index: ShardIndex, row: int) -> RawSample:
+    """One sample with all of its members. Raises `DamagedTarError`."""
+    with open_bytes(location) as stream:
+        stream.seek(int(index.offsets[row]))
+        data = stream.read(int(index.sizes[row]))
+    samples = samples_in(data) if len(data) == index.sizes[row] else []
+    if len(samples) != 1:
+        raise DamagedTarError(f"{location}: sample {index.key(row)} is not where the index says")
+    return samples[0]
