@@ -113,7 +113,7 @@ def _staging(out: Path) -> Iterator[Path]:
         try:
             yield staging
         finally:
-            if not any(staging.glob("*.json")):
+            if not any(staging.glob(index_name("*"))) and not (staging / PUBLISHING).exists():
                 shutil.rmtree(staging, ignore_errors=True)
                 if created and not any(out.iterdir()):
                     out.rmdir()
@@ -125,7 +125,7 @@ def _index(job: _Job) -> dict[str, Any]:
     what = {"tar": str(job.tar.absolute()), "bytes": state.st_size, "mtime_ns": state.st_mtime_ns, **job.settings}
     if job.note.is_file():
         found: dict[str, Any] = json.loads(job.note.read_bytes())
-        if found["what"] == what and (found["row"] is None or _is_written(job)):
+        if found["what"] == what and (not (found["row"] or {}).get("samples") or _is_written(job)):
             return found
     note: dict[str, Any] = {"what": what, "damaged": None, "row": None, "skipped": []}
     try:
@@ -133,6 +133,7 @@ def _index(job: _Job) -> dict[str, Any]:
     except DamagedTarError as error:
         note["damaged"] = str(error)
     else:
+        index_sha256 = write_index(job.staging, job.name, found_.rows) if found_.rows["key"] else ""
         note["skipped"] = [[item.name, item.reason] for item in found_.skipped]
         note["row"] = {
             "name": job.name,
@@ -140,7 +141,7 @@ def _index(job: _Job) -> dict[str, Any]:
             "captions": sum(found_.rows["captions"]),
             "bytes": found_.bytes,
             "sha256": found_.sha256,
-            "index_sha256": write_index(job.staging, job.name, found_.rows),
+            "index_sha256": index_sha256,
         }
     with replacing(job.note) as stream:
         stream.write(json.dumps(note).encode())
