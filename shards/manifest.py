@@ -113,6 +113,7 @@ class Manifest:
     bytes: npt.NDArray[np.int64]
     """Of each shard's tar."""
     sha256: tuple[str, ...]
+    index_sha256: tuple[str, ...]
     fingerprint: str
     """A hash over the hashes of all shards and indexes: the same samples in the same order."""
     cache: Cache | None = field(default=None, compare=False)
@@ -201,8 +202,10 @@ def write_manifest(root: Path, dataset: str, split: str, holds: tuple[str, ...],
         stream.write(json.dumps(header, indent=2).encode() + b"\n")
 
 
-def read_manifest(location: str | Path, cache: Cache | None = None) -> Manifest:
+def read_manifest(location: str | Path, cache: Cache | None = None, *, check_shards: bool = True) -> Manifest:
     """Read the manifest of a folder, given by its path or URL; `cache` is for what lies behind URLs.
+
+    `check_shards` looks whether the local tars are there.
 
     Raises `DataError` when the folder, its manifest or one of its local shards is missing, or when the
     manifest is of another version or damaged.
@@ -237,10 +240,12 @@ def read_manifest(location: str | Path, cache: Cache | None = None) -> Manifest:
         captions=table["captions"].to_numpy(),
         bytes=table["bytes"].to_numpy(),
         sha256=tuple(table["sha256"].to_pylist()),
+        index_sha256=tuple(table["index_sha256"].to_pylist()),
         fingerprint=hashlib.sha256(data).hexdigest(),
         cache=cache,
     )
-    _check_shards(manifest)
+    if check_shards:
+        _check_shards(manifest)
     return manifest
 
 

@@ -1,0 +1,167 @@
+"""`itm shards index` and `itm shards reshard`: tars that stand there already."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from shards.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shards.convert import SplitReport
+    from shards.sources.record import Skipped
+    from shards.tools.index import IndexReport
+
+SHOWN = 10
+"""Skipped items named on the terminal; all of them stand in `skipped.jsonl`."""
+
+Locations = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="LOCATION...", help="Folders of tars, tars, or patterns such as 'DIR/{00000..00041}.tar'."
+    ),
+]
+SplitName = Annotated[str | None, typer.Option(help="Name of the split; by default the folder's.")]
+DatasetName = Annotated[str | None, typer.Option(help="Name of the data set; by default the parent folder's.")]
+Processes = Annotated[int, typer.Option(min=1, help="Worker processes.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands there already.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
+
+
+def index(
+    locations: Locations,
+    out: Annotated[Path | None, typer.Option(help="Folder of the manifest; by default the tars'.")] = None,
+    split: SplitName = None,
+    dataset: DatasetName = None,
+    holds: Annotated[
+        Literal["image", "regions", "image,regions"] | None,
+        typer.Option(
+            help="What each sample must have beside captions; by default what most of the first ones have."
+        ),
+    ] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image; leave out what does not.")] = False,
+    skip_damaged: Annotated[bool, typer.Option("--skip-damaged", help="Leave damaged tars out.")] = False,
+    processes: Processes = 2,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Make a manifest for tars that others wrote: img2dataset's, webdataset's, open_clip's.
+
+    The tars stay as they are and are read whole, once. A sample is consecutive members `KEY.jpg` (or png, webp,
+    ...) with its captions: `captions` in `KEY.json`, else `KEY.txt`, else `caption` in `KEY.json`. Its image id is
+    `image_id` in the JSON, else a hash of the image. Samples without an image or a caption are left out, and
+    listed in `skipped.jsonl`. Called again after an interruption, it goes on where it was.
+    """
+    from shards.progress import progress_bar
+    from shards.tools.index import Plan, check, index_tars
+    from shards.tools.locate import find_tars
+
+    tars = find_tars(locations)
+    folders = {tar.absolute().parent for tar in tars}
+    if out is None and len(folders) > 1:
+        raise DataError("the tars lie in several folders; give the manifest one of its own with --out")
+    folder = tars[0].absolute().parent
+    plan = Plan(
+        tars,
+        out or tars[0].parent,
+        dataset or folder.parent.name or "tars",
+        split or folder.name or "tars",
+        holds=tuple(holds.split(",")) if holds else None,
+        decode=decode,
+        skip_damaged=skip_damaged,
+        overwrite=overwrite,
+    )
+    check(plan)
+    if dry_run:
+        size = sum(tar.stat().st_size for tar in tars)
+        typer.echo(f"would index {_count(len(tars), 'tar')}, {size / 1e6:,.1f} MB, into {plan.out}")
+        return
+    with progress_bar("index", len(tars)) as advance:
+        report = index_tars(plan, processes=processes, on_shard=lambda: advance(1))
+    _show_skipped(report.skipped)
+    typer.echo(_summary(plan.out, report))
+
+
+def reshard(
+    locations: Locations,
+    out: Annotated[Path, typer.Option(help="Folder to write to; one folder a split is made in it.")],
+    split: SplitName = None,
+    dataset: DatasetName = None,
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="Of damaged tars, take what stands before the damage.")
+    ] = False,
+    samples_per_shard: Annotated[
+        int, typer.Option(min=1, help="Samples a shard; with --shard-bytes, records a unit of work.")
+    ] = 1000,
+    shard_bytes: Annotated[int | None, typer.Option(min=1, help="Largest size of a shard, in bytes.")] = None,
+    max_side: Annotated[
+        int | None,
+        typer.Option(min=1, help="Make images smaller, so that their shorter side has this many pixels."),
+    ] = None,
+    quality: Annotated[
+        int, typer.Option(min=1, max=100, help="Of JPEG and WebP images that are written anew.")
+    ] = 90,
+    image_format: Annotated[
+        Literal["JPEG", "PNG", "WEBP"] | None,
+        typer.Option(case_sensitive=False, help="Convert images of other formats to this one."),
+    ] = None,
+    shuffle_seed: Annotated[
+        int | None, typer.Option(min=0, help="Shuffle the samples of each split, held in memory, by this seed.")
+    ] = None,
+    processes: Processes = 2,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Write tars anew as shards with a manifest: other sizes, another order, smaller images.
+
+    Reads folders of shards with their manifests (a sample that the index leaves out stays out), or else plain tars
+    as `itm shards index` understands them, `.tar.gz` too. Images keep their bytes unless they are to be made
+    smaller; captions, their ids, regions and image ids are kept; other fields and members are not. Keys lose
+    dots and slashes, and repeated ones get a number. The samples of a compressed tar wait in memory for their
+    shard, so many processes with large shards need much of it.
+    """
+    from shards.convert import Options, convert, publish
+    from shards.prepare import Resize
+    from shards.progress import progress_bar
+    from shards.sources.tars import read_tars
+    from shards.staging import Staging
+
+    source = read_tars(locations, split, dataset, skip_damaged=skip_damaged)
+    options = Options(samples_per_shard, shard_bytes, Resize(max_side, quality, image_format), shuffle_seed)
+    names = [each.name for each in source.splits]
+    staging = Staging(out, overwrite=overwrite)
+    staging.check(names)
+    if dry_run:
+        for each in source.splits:
+            typer.echo(
+                f"would write {out / each.name}" + (f": {_count(each.count, 'sample')}" if each.count else "")
+            )
+        return
+    with staging:
+        staging.claim(names, {**source.identity, **options.as_dict()})
+        with progress_bar("reshard", sum(each.count or 0 for each in source.splits) or None) as advance:
+            convert(source, staging, options, processes=processes, on_records=lambda _split, count: advance(count))
+        reports = publish(staging, source.dataset, names)
+    for name, report in reports.items():
+        _show_skipped(report.skipped)
+        typer.echo(_summary(out / name, report))
+
+
+def _summary(folder: Path, report: "SplitReport | IndexReport") -> str:
+    left_out = f", {len(report.skipped):,} skipped (see skipped.jsonl)" if report.skipped else ""
+    counted = [(report.samples, "sample"), (report.captions, "caption"), (report.shards, "shard")]
+    counts = ", ".join(_count(number, noun) for number, noun in counted)
+    return f"{folder}: {counts}, {report.bytes / 1e6:,.1f} MB{left_out}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _show_skipped(skipped: "Sequence[Skipped]") -> None:
+    for item in skipped[:SHOWN]:
+        typer.echo(f"skipped {item.name}: {item.reason}", err=True)
+    if len(skipped) > SHOWN:
+        typer.echo(f"skipped {len(skipped) - SHOWN:,} more", err=True)
