@@ -39,7 +39,7 @@ def parse_sample(data: bytes, where: str) -> TarSample:
 
 
 def _array(content: bytes) -> Regions:
-    array = np.load(io.BytesIO(content), allow_pickle=False)
+    array: Regions = np.load(io.BytesIO(content), allow_pickle=False)
     if array.ndim != 2 or array.dtype.kind != "f" or not len(array):
         raise ValueError(f"regions of shape {array.shape} and type {array.dtype}")
     return array.astype(np.float32, copy=False)

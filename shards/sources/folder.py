@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.errors import DataError
+from shards.members import IMAGE_EXTENSIONS
 from shards.sources.record import Record, Skipped, Source, Split
 from shards.sources.stream import Stream
 from shards.sources.text import (
@@ -29,7 +30,6 @@ from shards.sources.text import (
     key_of_name,
     read_json,
 )
-from shards.tarsample import IMAGE_EXTENSIONS
 
 
 def read_folder(root: Path, splits: list[str] | None = None, split: str = "train") -> Source:

@@ -14,8 +14,8 @@ import torch
 import webdataset
 
 from shards.commands.tars import index as index_command
-from shards.dataset import Request, ShardDataset
 from shards.errors import DataError
+from shards.evaluation import EvaluationDataset, Span
 from shards.images import center_crop
 from shards.manifest import content_hash, image_id_of, read_index, read_manifest
 from shards.reader import ShardReader
@@ -77,10 +77,11 @@ def test_the_output_of_webdataset_is_read_as_it_is_and_gives_batches(tmp_path: P
             sink.write({**sample, "jpg": picture(number)})
     report = index(tmp_path)
     assert (report.samples, report.captions, report.shards) == (8, 16, 3)
-    dataset = ShardDataset(
+    dataset = EvaluationDataset(
         read_manifest(tmp_path), center_crop(16), lambda texts: torch.zeros(len(texts), 1, dtype=torch.int64)
     )
-    batch = dataset[Request(None, 0, 8, 0, 8)]
+    batch = dataset[Span(0, 8)]
+    assert batch.images is not None
     assert batch.images.shape == (8, 16, 16, 3)
     assert batch.image_ids.tolist() == [-number for number in range(8)]
     assert batch.captions == [text for number in range(8) for text in (f"{number}", "b")]
