@@ -25,7 +25,7 @@ from shards.atomic import replacing
 from shards.errors import DataError
 from shards.storage.cache import Cache
 from shards.storage.fetch import fetch
-from shards.storage.location import is_remote, join
+from shards.storage.location import is_remote, join, resolve
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -113,6 +113,7 @@ class Manifest:
     bytes: npt.NDArray[np.int64]
     """Of each shard's tar."""
     sha256: tuple[str, ...]
+    index_sha256: tuple[str, ...]
     fingerprint: str
     """A hash over the hashes of all shards and indexes: the same samples in the same order."""
     cache: Cache | None = field(default=None, compare=False)
@@ -160,7 +161,7 @@ def read_index_table(manifest: Manifest, shard: int) -> pa.Table:
     Raises `DataError` when it is missing, damaged, or does not have the manifest's number of samples.
     """
     location = join(manifest.location, index_name(manifest.names[shard]))
-    path = fetch(location, manifest.cache)
+    path = fetch(location, manifest.cache, manifest.index_sha256[shard])
     if not path.is_file():
         raise DataError(f"{location}: the shard's index is missing; {MEND}")
     try:
@@ -207,7 +208,7 @@ def read_manifest(location: str | Path, cache: Cache | None = None) -> Manifest:
     Raises `DataError` when the folder, its manifest or one of its local shards is missing, or when the
     manifest is of another version or damaged.
     """
-    location = str(location)
+    location = resolve(str(location))
     if not is_remote(location):
         _check_folder(Path(location))
     where = join(location, MANIFEST)
@@ -237,6 +238,7 @@ def read_manifest(location: str | Path, cache: Cache | None = None) -> Manifest:
         captions=table["captions"].to_numpy(),
         bytes=table["bytes"].to_numpy(),
         sha256=tuple(table["sha256"].to_pylist()),
+        index_sha256=tuple(table["index_sha256"].to_pylist()),
         fingerprint=hashlib.sha256(data).hexdigest(),
         cache=cache,
     )
