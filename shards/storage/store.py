@@ -24,6 +24,7 @@ CLAIMS = 1024
 """Two keys of one number merely wait for each other."""
 SPARE = 20
 """An eviction frees one part in `SPARE` of the bound beyond need, so that the next is not due at once."""
+_DIGITS = 20
 
 
 class StoppedError(Exception):
@@ -110,12 +111,11 @@ class Store:
         """A locked file for `size` bytes, which are within the bound; removed unless renamed."""
         with ExitStack() as stack:
             with self._accounts() as accounts:
-                used = _number(accounts)
+                noted = os.pread(accounts, _DIGITS, 0)
+                used = int(noted) if noted else self.max_bytes  # at first nothing is known of the directory
                 if used + size > self.max_bytes:
                     used = self._evict(self.max_bytes - size)
-                accounts.seek(0)
-                accounts.truncate()
-                accounts.write(str(used + size).encode())
+                os.pwrite(accounts, f"{used + size:0{_DIGITS}}".encode(), 0)  # in one step: a kill leaves a number
                 folder = self.directory / "partial"
                 stream = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, delete=False))
                 stack.callback(Path(stream.name).unlink, missing_ok=True)
@@ -124,11 +124,14 @@ class Store:
             yield stream
 
     @contextmanager
-    def _accounts(self) -> Iterator[IO[bytes]]:
+    def _accounts(self) -> Iterator[int]:
         self._folders()
-        with (self.directory / "used").open("a+b") as accounts:
-            fcntl.flock(accounts, fcntl.LOCK_EX)
-            yield accounts
+        descriptor = os.open(self.directory / "used", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def _evict(self, most: int) -> int:
         """Remove what was not used for longest until at most `most` bytes remain. Returns their sum."""
@@ -149,11 +152,6 @@ class Store:
             Path(path).unlink(missing_ok=True)
             used -= size
         return used
-
-
-def _number(stream: IO[bytes]) -> int:
-    stream.seek(0)
-    return int(stream.read() or 0)
 
 
 def _locked(stream: IO[bytes]) -> bool:
