@@ -3,16 +3,18 @@
 import logging
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import Future
 from functools import partial
 from threading import Event, Lock
 from typing import TYPE_CHECKING
 
+from shards.errors import SampleError
 from shards.storage.blocks import Block, BlockTable
 from shards.storage.cache import Cache
 from shards.storage.pool import DaemonPool
 from shards.storage.store import Store
-from shards.storage.transfer import transfer
+from shards.storage.transfer import DamagedError, transfer
 
 if TYPE_CHECKING:
     from shards.manifest import ShardIndex
@@ -24,6 +26,7 @@ AHEAD = 4
 WASTE = 3
 """Bytes transferred for each that is read, above which the cache is called too small."""
 _PATIENCE = 5.0  # seconds
+_DAMAGED = "arrives damaged, with another CRC-32 than in the index"
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +47,8 @@ class RemoteReader:
         self._pool: DaemonPool[None] | None = None
         self._stopped = Event()
         self._has_warned = False
+        self._damaged: set[tuple[str, int]] = set()
+        """Block and row of samples that arrived damaged in all attempts."""
 
     def __reduce__(self) -> tuple[type["RemoteReader"], tuple[Cache]]:
         return RemoteReader, (self.cache,)
@@ -51,7 +56,7 @@ class RemoteReader:
     def read(self, location: str, index: "ShardIndex", row: int) -> bytes:
         """The bytes of the sample at `row`, from the cache, or with its whole block from the network.
 
-        Raises `DataError` when they cannot be had, or arrive damaged in all attempts.
+        Raises `SampleError` when they arrive damaged in all attempts, `DataError` when they cannot be had.
         """
         block = self._table(location, index).holding(row)
         self.bytes_read += int(index.sizes[row])
@@ -62,7 +67,9 @@ class RemoteReader:
                 continue
             if (fetched := self._bring(block, index, self._stopped)) is not None:
                 offset = int(index.offsets[row]) - block.start
-                return fetched[offset : offset + int(index.sizes[row])]
+                data = fetched[offset : offset + int(index.sizes[row])]
+                self._refuse_damaged(block, index, row)
+                return data
 
     def prefetch(self, location: str, index: "ShardIndex", first: int, last: int) -> None:
         """Start to bring rows `first .. last - 1` into the cache; a hint, which may be dropped.
@@ -108,9 +115,14 @@ class RemoteReader:
         offset, size = int(index.offsets[row]) - block.start, int(index.sizes[row])
         data = self._store.read(block.key, offset, size)
         if data is not None and zlib.crc32(data) != index.crc32[row]:
+            self._refuse_damaged(block, index, row)
             self._store.remove(block.key)  # a disk that was full or cut off; checked here, not synced when written
             return None
         return data
+
+    def _refuse_damaged(self, block: Block, index: "ShardIndex", row: int) -> None:
+        if (block.key, row) in self._damaged:
+            raise SampleError(f"{block.location}: sample {index.key(row)}: {_DAMAGED}")
 
     def _wait(self, block: Block) -> bool:
         """Whether a prefetch has just brought the block. Its error is raised here."""
@@ -137,7 +149,11 @@ class RemoteReader:
         with self._store.claim(block.key, stopped):
             if self._store.use(block.key):
                 return None
-            data = transfer(block.location, self.cache, (block.start, block.end), check, stopped)
+            try:
+                data = transfer(block.location, self.cache, (block.start, block.end), check, stopped)
+            except DamagedError as error:  # the other samples are whole
+                data = error.data
+                self._damaged.update((block.key, row) for row in _damaged_rows(block, index, data))
             self._store.put(block.key, data)
         with self._lock:
             self.bytes_transferred += len(data)
@@ -158,9 +174,14 @@ class RemoteReader:
 
 
 def _damage(block: Block, index: "ShardIndex", data: bytes) -> str | None:
+    for row in _damaged_rows(block, index, data):
+        return f"sample {index.key(row)} {_DAMAGED}"
+    return None
+
+
+def _damaged_rows(block: Block, index: "ShardIndex", data: bytes) -> Iterator[int]:
     view = memoryview(data)
     for row in range(block.first, block.last):
         offset = int(index.offsets[row]) - block.start
         if zlib.crc32(view[offset : offset + int(index.sizes[row])]) != index.crc32[row]:
-            return f"sample {index.key(row)} arrives damaged (another CRC-32 than in the index)"
-    return None
+            yield row

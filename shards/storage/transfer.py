@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 Check = Callable[[bytes], str | None]
 """What is wrong with bytes that arrived, None where nothing is."""
 
+
+class DamagedError(DataError):
+    """All bytes arrived in the last attempt, but did not pass the check in any."""
+
+    def __init__(self, message: str, data: bytes) -> None:
+        super().__init__(message)
+        self.data = data
+
+
 LONGEST_PAUSE = 30.0
 WHOLE = 10
 """An attempt may take this many times the timeout as long as bytes keep coming."""
@@ -34,8 +43,8 @@ def transfer(
 ) -> bytes:
     """The bytes `span[0] .. span[1] - 1` of the file at a URL, all of them without a span, once they pass `check`.
 
-    Raises `DataError`: at once where another attempt would not help, else after all attempts; `StoppedError` when
-    `stopped` is set meanwhile.
+    Raises `DataError`: at once where another attempt would not help, else after all attempts, then as
+    `DamagedError` where the last one failed by its check; `StoppedError` when `stopped` is set meanwhile.
     """
     stopped = stopped or Event()
     pause = cache.first_pause
@@ -44,6 +53,7 @@ def transfer(
             if stopped.wait(pause * _jitter.uniform(0.5, 1.5)):
                 raise StoppedError
             pause = min(2 * pause, LONGEST_PAUSE)
+        damaged: bytes | None = None
         try:
             data = _attempt(location, span, cache.timeout, stopped)
         except transfer_errors() as error:
@@ -53,10 +63,14 @@ def transfer(
         else:
             if span is not None:
                 data = _cut(data, *span)
-            fault = _ends_early(data, span) or check(data)
+            fault = _ends_early(data, span)
             if fault is None:
-                return data
-    raise DataError(f"{location}: {fault} ({cache.attempts} attempts)")
+                fault = check(data)
+                if fault is None:
+                    return data
+                damaged = data
+    message = f"{location}: {fault} ({cache.attempts} attempts)"
+    raise DataError(message) if damaged is None else DamagedError(message, damaged)
 
 
 def _cut(data: bytes, start: int, end: int) -> bytes:
