@@ -54,7 +54,7 @@ class ShardReader:
         return parse_sample(data, self.name(shard, row))
 
     def prefetch(self, shard: int, first: int, last: int) -> None:
-        """Have rows `first .. last - 1` of `shard`, at least one, brought up in sequence, without waiting for it."""
+        """Have rows `first .. last - 1` of `shard`, at least one, brought up in one sweep, without waiting."""
         location = self.manifest.shard_location(shard)
         self._bytes(location).prefetch(location, self.index(shard), first, last)
 

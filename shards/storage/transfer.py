@@ -86,7 +86,7 @@ def _ends_early(data: bytes, span: tuple[int, int] | None) -> str | None:
 
 def _attempt(location: str, span: tuple[int, int] | None, timeout: float, stopped: Event) -> bytes:
     filesystem, path = _open(location, timeout)
-    start, end = span or (None, None)
+    start, end = span or (0, None)  # without a start, s3 asks for the size first
     transferred: Future[bytes]
     if filesystem.async_impl:
         request = filesystem._cat_file(path, start=start, end=end)

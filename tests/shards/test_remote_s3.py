@@ -58,13 +58,9 @@ def test_samples_in_a_bucket_are_those_on_the_disk(root: Path, s3: S3FileSystem,
 def test_what_is_not_there_is_told_at_once(s3: S3FileSystem, tmp_path: Path) -> None:
     s3.mkdir("empty")
     cache = quick_cache(tmp_path, first_pause=60)
-    with pytest.raises(
-        DataError, match=r"^s3://empty/train/manifest\.json: no such file \(.*key does not exist\.\)$"
-    ):
+    with pytest.raises(DataError, match=r"^s3://empty/train/\w+\.json: no such file \(.*key does not exist\.\)$"):
         read_manifest("s3://empty/train", cache)
-    with pytest.raises(
-        DataError, match=r"^s3://none/train/manifest\.json: no such file \(.*bucket does not exist\)$"
-    ):
+    with pytest.raises(DataError, match=r"^s3://none/train/\w+\.json: no such file \(.*bucket does not exist\)$"):
         read_manifest("s3://none/train", cache)
 
 
