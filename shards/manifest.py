@@ -25,7 +25,7 @@ from shards.atomic import replacing
 from shards.errors import DataError
 from shards.storage.cache import Cache
 from shards.storage.fetch import fetch
-from shards.storage.location import is_remote, join
+from shards.storage.location import is_remote, join, resolve
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -161,7 +161,7 @@ def read_index_table(manifest: Manifest, shard: int) -> pa.Table:
     Raises `DataError` when it is missing, damaged, or does not have the manifest's number of samples.
     """
     location = join(manifest.location, index_name(manifest.names[shard]))
-    path = fetch(location, manifest.cache)
+    path = fetch(location, manifest.cache, manifest.index_sha256[shard])
     if not path.is_file():
         raise DataError(f"{location}: the shard's index is missing; {MEND}")
     try:
@@ -210,7 +210,7 @@ def read_manifest(location: str | Path, cache: Cache | None = None, *, check_sha
     Raises `DataError` when the folder, its manifest or one of its local shards is missing, or when the
     manifest is of another version or damaged.
     """
-    location = str(location)
+    location = resolve(str(location))
     if not is_remote(location):
         _check_folder(Path(location))
     where = join(location, MANIFEST)

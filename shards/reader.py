@@ -1,10 +1,12 @@
-"""Random access to the samples of a folder of shards: one positioned read a sample."""
+"""Random access to the samples of a folder of shards, wherever their tars lie: one positioned read a sample."""
 
 from collections import OrderedDict
 
 from shards.errors import SampleError
 from shards.manifest import Manifest, ShardIndex, read_index
 from shards.storage.local import LocalReader
+from shards.storage.location import is_remote
+from shards.storage.remote import RemoteReader
 from shards.tarsample import TarSample, parse_sample
 
 INDEXES = 1024
@@ -17,10 +19,14 @@ class ShardReader:
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
-        self._bytes = LocalReader()
+        self._local = LocalReader()
+        self._remote = RemoteReader(manifest.cache)
 
     def __getstate__(self) -> dict[str, object]:
-        return {"manifest": self.manifest, "_indexes": OrderedDict(), "_bytes": self._bytes}
+        return {**self.__dict__, "_indexes": OrderedDict()}
+
+    def _bytes(self, location: str) -> LocalReader | RemoteReader:
+        return self._remote if is_remote(location) else self._local
 
     def index(self, shard: int) -> ShardIndex:
         if shard in self._indexes:
@@ -41,17 +47,20 @@ class ShardReader:
         Raises `SampleError` naming it when its bytes are damaged, `DataError` when the shard cannot be read.
         """
         index = self.index(shard)
-        data = self._bytes.read(self.manifest.shard_location(shard), index, row)
+        location = self.manifest.shard_location(shard)
+        data = self._bytes(location).read(location, index, row)
         if len(data) != index.sizes[row]:
             raise SampleError(f"{self.name(shard, row)}: the shard ends early; check it against its manifest")
         return parse_sample(data, self.name(shard, row))
 
     def prefetch(self, shard: int, first: int, last: int) -> None:
-        """Have rows `first .. last - 1` of `shard` brought up in one sequential read, without waiting for it."""
-        self._bytes.prefetch(self.manifest.shard_location(shard), self.index(shard), first, last)
+        """Have rows `first .. last - 1` of `shard`, at least one, brought up in one sweep, without waiting."""
+        location = self.manifest.shard_location(shard)
+        self._bytes(location).prefetch(location, self.index(shard), first, last)
 
     def close(self) -> None:
-        self._bytes.close()
+        self._local.close()
+        self._remote.close()
 
     def __del__(self) -> None:
         self.close()

@@ -33,7 +33,7 @@ def fake_manifest(sizes: list[int], name: str = "nowhere") -> Manifest:
     names = tuple(map(str, range(len(sizes))))
     zeros = np.zeros(len(sizes), np.int64)
     return Manifest(
-        name, "fake", "train", ("image",), names, names, samples, np.array(captions), zeros, names, name
+        name, "fake", "train", ("image",), names, names, samples, np.array(captions), zeros, names, names, name
     )
 
 
