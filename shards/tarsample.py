@@ -55,7 +55,7 @@ def _tarfile_members(data: bytes) -> list[tuple[str, bytes]]:
     members = []
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         for member in tar:
-            stream = tar.extractfile(member)
+            stream = tar.extractfile(member) if member.isreg() else None
             if stream is not None:
                 members.append((member.name, stream.read()))
     return members

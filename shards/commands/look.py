@@ -28,7 +28,7 @@ def verify(
     once, and tars that the manifest does not list, are warnings alone.
     """
     from shards.manifest import read_manifest
-    from shards.progress import progress_bar
+    from shards.progress import counted, progress_bar
     from shards.tools.verify import verify as check
 
     _check_out(out, (".json",))
@@ -47,9 +47,13 @@ def verify(
         typer.echo(f"warning: {warning}", err=True)
     if out is not None:
         _write_json(out, found.as_dict())
-    counts = f"{total:,} shards, {found.manifest.num_samples:,} samples, {found.manifest.num_captions:,} captions"
-    verdict = f"{len(found.faults):,} faults" if found.faults else "whole"
-    typer.echo(f"{folder}: {counts}: {verdict}" + ("" if decode else ", images not decoded"))
+    manifest = found.manifest
+    counts = [(total, "shard"), (manifest.num_samples, "sample"), (manifest.num_captions, "caption")]
+    verdict = counted(len(found.faults), "fault") if found.faults else "whole"
+    typer.echo(
+        f"{folder}: {', '.join(counted(*each) for each in counts)}: {verdict}"
+        + ("" if decode else ", images not decoded")
+    )
     if found.faults:
         raise typer.Exit(1)
 
@@ -98,7 +102,7 @@ def inspect(
     The page holds its pictures and needs no other file. What does not decode is shown with the reason.
     """
     from shards.manifest import read_manifest
-    from shards.progress import progress_bar
+    from shards.progress import counted, progress_bar
     from shards.tools.choose import Choice
     from shards.tools.inspect import contact_sheet
 
@@ -109,7 +113,7 @@ def inspect(
     with progress_bar("inspect", None) as advance:
         page, count = contact_sheet(manifest, Choice(samples, seed, shard, key, grep), advance)
     _write(out, page)
-    typer.echo(f"{out}: {count:,} samples, {len(page) / 1e6:,.1f} MB")
+    typer.echo(f"{out}: {counted(count, 'sample')}, {len(page) / 1e6:,.1f} MB")
 
 
 def _check_out(out: Path | None, suffixes: tuple[str, ...]) -> None:

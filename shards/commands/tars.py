@@ -54,7 +54,7 @@ def index(
     `image_id` in the JSON, else a hash of the image. Samples without an image or a caption are left out, and
     listed in `skipped.jsonl`. Called again after an interruption, it goes on where it was.
     """
-    from shards.progress import progress_bar
+    from shards.progress import counted, progress_bar
     from shards.tools.index import Plan, check, index_tars
     from shards.tools.locate import find_tars
 
@@ -76,7 +76,7 @@ def index(
     check(plan)
     if dry_run:
         size = sum(tar.stat().st_size for tar in tars)
-        typer.echo(f"would index {_count(len(tars), 'tar')}, {size / 1e6:,.1f} MB, into {plan.out}")
+        typer.echo(f"would index {counted(len(tars), 'tar')}, {size / 1e6:,.1f} MB, into {plan.out}")
         return
     with progress_bar("index", len(tars)) as advance:
         report = index_tars(plan, processes=processes, on_shard=lambda: advance(1))
@@ -124,7 +124,7 @@ def reshard(
     """
     from shards.convert import Options, convert, publish
     from shards.prepare import Resize
-    from shards.progress import progress_bar
+    from shards.progress import counted, progress_bar
     from shards.sources.tars import read_tars
     from shards.staging import Staging
 
@@ -136,7 +136,7 @@ def reshard(
     if dry_run:
         for each in source.splits:
             typer.echo(
-                f"would write {out / each.name}" + (f": {_count(each.count, 'sample')}" if each.count else "")
+                f"would write {out / each.name}" + (f": {counted(each.count, 'sample')}" if each.count else "")
             )
         return
     with staging:
@@ -150,14 +150,12 @@ def reshard(
 
 
 def _summary(folder: Path, report: "SplitReport | IndexReport") -> str:
+    from shards.progress import counted
+
     left_out = f", {len(report.skipped):,} skipped (see skipped.jsonl)" if report.skipped else ""
-    counted = [(report.samples, "sample"), (report.captions, "caption"), (report.shards, "shard")]
-    counts = ", ".join(_count(number, noun) for number, noun in counted)
-    return f"{folder}: {counts}, {report.bytes / 1e6:,.1f} MB{left_out}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+    counts = [(report.samples, "sample"), (report.captions, "caption"), (report.shards, "shard")]
+    listed = ", ".join(counted(number, noun) for number, noun in counts)
+    return f"{folder}: {listed}, {report.bytes / 1e6:,.1f} MB{left_out}"
 
 
 def _show_skipped(skipped: "Sequence[Skipped]") -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shards.progress import counted
 from shards.tools.stats import Stats
 
 COLUMNS = {"0": "min", "5": "5%", "25": "25%", "50": "median", "75": "75%", "95": "95%", "100": "max"}
@@ -60,7 +61,8 @@ def cells(stats: Stats, row: Row) -> list[str]:
 def summary(stats: Stats) -> list[tuple[str, str]]:
     """Titles and values of what is a single number."""
     return [
-        ("samples", f"{stats['samples']:,} in {stats['shards']:,} shards, {stats['bytes'] / 1e6:,.1f} MB"),
+        ("samples", f"{stats['samples']:,}"),
+        ("size", f"{counted(stats['shards'], 'shard')}, {stats['bytes'] / 1e6:,.1f} MB"),
         ("captions", f"{stats['captions']:,}, {stats['total_words']:,} words"),
         ("vocabulary", f"{stats['vocabulary']:,} different words"),
         ("repeated images", _repeats(stats["duplicate_images"], "in the same bytes")),

@@ -1,9 +1,11 @@
 import hashlib
+import io
 import json
 import re
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -189,9 +191,40 @@ def test_keys_may_repeat_within_a_shard_and_in_others(tmp_path: Path) -> None:
     ]
 
 
-def npy(rows: int) -> bytes:
-    import io
+LONG = "folder/" * 40 + "k" * 90  # beyond what a plain header holds
 
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_samples_with_long_names_are_read(tmp_path: Path, form: int) -> None:
+    members = []
+    for number, key in enumerate(["a", LONG, LONG + "x", "schlüssel-鍵", "z"]):
+        members += [(f"{key}.jpg", picture(number)), (f"{key}.txt", f"words {number}".encode())]
+    write_tar(tmp_path / "0.tar", members, form)
+    assert index(tmp_path).samples == 5
+    reader = ShardReader(read_manifest(tmp_path))
+    for row in range(5):
+        assert (reader.read(0, row).image, reader.read(0, row).captions) == (picture(row), [f"words {row}"])
+    assert reader.index(0).key(1) == LONG
+
+
+def test_what_else_stands_between_the_members_of_a_sample_is_passed_over(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, data in [("a.jpg", picture()), ("jpg", b"no image"), ("._a.jpg", b"x"), ("a.txt", b"words")]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+            link = tarfile.TarInfo("a.json")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            tar.addfile(link)
+            folder = tarfile.TarInfo("folder.png")
+            folder.type = tarfile.DIRTYPE
+            tar.addfile(folder)
+    index(tmp_path)
+    sample = ShardReader(read_manifest(tmp_path)).read(0, 0)
+    assert (sample.image, sample.captions) == (picture(), ["words"])
+
+
+def npy(rows: int) -> bytes:
     stream = io.BytesIO()
     np.save(stream, np.full((rows, 4), 0.5, np.float32))
     return stream.getvalue()
