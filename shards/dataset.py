@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from shards.batch import Batch
 from shards.errors import DataError
-from shards.images import DECODE_ERRORS, Transform, open_image
+from shards.images import DECODE_ERRORS, Transform
 from shards.keyed_random import key_of, mix
 from shards.manifest import Manifest
 from shards.order import EpochOrder, batch_positions, epoch_order
@@ -78,7 +78,7 @@ class ShardDataset(Dataset[Batch]):
             raw = self.reader.read(int(shard), int(row))
             key = key_of(self.seed, request.epoch or 0, _CROP, int(sample))
             try:
-                pixels.append(self.transform(open_image(raw.image), key))
+                pixels.append(self.transform(raw.image, key))
             except DECODE_ERRORS as error:
                 name = self.reader.name(int(shard), int(row))
                 raise DataError(f"{name}: the image does not decode ({error})") from None
