@@ -8,32 +8,49 @@ the order of an epoch must survive an upgrade in the middle of a run.
 import numpy as np
 import numpy.typing as npt
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+_GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_MASK = 2**64 - 1
 
 
 def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """A bijective hash of 64-bit integers, element by element."""
     with np.errstate(over="ignore"):
-        z = values + _GOLDEN
-        z = (z ^ (z >> np.uint64(30))) * _MIX_1
-        z = (z ^ (z >> np.uint64(27))) * _MIX_2
+        z = values + np.uint64(_GOLDEN)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX_1)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX_2)
         return z ^ (z >> np.uint64(31))
 
 
+def mix_int(value: int) -> int:
+    """`mix` of one number below 2**64: a tenth of the time that an array of one takes."""
+    z = (value + _GOLDEN) & _MASK
+    z = ((z ^ (z >> 30)) * _MIX_1) & _MASK
+    z = ((z ^ (z >> 27)) * _MIX_2) & _MASK
+    return z ^ (z >> 31)
+
+
 def key_of(*parts: int) -> np.uint64:
-    """One 64-bit key from a tuple of non-negative integers; the order of the parts counts."""
-    state = np.zeros(1, np.uint64)
+    """One 64-bit key from a tuple of integers in `0 .. 2**64 - 1`; the order of the parts counts.
+
+    Raises `OverflowError` for others.
+    """
+    state = 0
     for part in parts:
-        state = mix(state ^ mix(np.array([part], np.uint64)))
-    return np.uint64(state[0])
+        number = int(part)
+        if not 0 <= number <= _MASK:
+            raise OverflowError(f"{number} is no part of a key: it is not in 0 .. 2**64 - 1")
+        state = mix_int(state ^ mix_int(number))
+    return np.uint64(state)
 
 
-def uniforms(key: np.uint64, count: int) -> npt.NDArray[np.float64]:
+def below(key: np.uint64, count: int) -> int:
+    """A number in `0 .. count - 1` drawn for `key`."""
+    return mix_int(int(key)) % count
+
+
+def uniforms(key: np.uint64, count: int) -> list[float]:
     """`count` numbers in [0, 1) drawn for `key`."""
-    bits = mix(mix(np.arange(count, dtype=np.uint64)) ^ key)
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return [(mix_int(mix_int(place) ^ int(key)) >> 11) * 2.0**-53 for place in range(count)]
 
 
 def permutation(key: np.uint64, count: int) -> npt.NDArray[np.int64]:

@@ -19,6 +19,7 @@ class ShardReader:
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._locations: dict[int, str] = {}
         self._local = LocalReader()
         self._remote = RemoteReader(manifest.cache)
 
@@ -27,6 +28,12 @@ class ShardReader:
 
     def _bytes(self, location: str) -> LocalReader | RemoteReader:
         return self._remote if is_remote(location) else self._local
+
+    def _location(self, shard: int) -> str:
+        # asked for with every sample, and not cheap to join
+        if shard not in self._locations:
+            self._locations[shard] = self.manifest.shard_location(shard)
+        return self._locations[shard]
 
     def index(self, shard: int) -> ShardIndex:
         if shard in self._indexes:
@@ -39,7 +46,7 @@ class ShardReader:
 
     def name(self, shard: int, row: int) -> str:
         """A sample, for messages."""
-        return f"{self.manifest.shard_location(shard)}: sample {self.index(shard).key(row)}"
+        return f"{self._location(shard)}: sample {self.index(shard).key(row)}"
 
     def read(self, shard: int, row: int) -> TarSample:
         """The sample at `row` of `shard`.
@@ -47,7 +54,7 @@ class ShardReader:
         Raises `SampleError` naming it when its bytes are damaged, `DataError` when the shard cannot be read.
         """
         index = self.index(shard)
-        location = self.manifest.shard_location(shard)
+        location = self._location(shard)
         data = self._bytes(location).read(location, index, row)
         if len(data) != index.sizes[row]:
             raise SampleError(f"{self.name(shard, row)}: the shard ends early; check it against its manifest")
@@ -55,7 +62,7 @@ class ShardReader:
 
     def prefetch(self, shard: int, first: int, last: int) -> None:
         """Have rows `first .. last - 1` of `shard`, at least one, brought up in one sweep, without waiting."""
-        location = self.manifest.shard_location(shard)
+        location = self._location(shard)
         self._bytes(location).prefetch(location, self.index(shard), first, last)
 
     def close(self) -> None:

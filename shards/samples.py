@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.errors import SampleError
-from shards.images import DECODE_ERRORS, Pixels, Transform, open_image
+from shards.images import DECODE_ERRORS, Pixels, Transform
 from shards.manifest import IMAGE, REGIONS, Manifest
 from shards.reader import INDEXES, ShardReader
 from shards.sources.record import Regions
@@ -46,7 +46,7 @@ class SampleLoader:
         """
         raw = self.reader.read(shard, row)
         try:
-            pixels = self.transform(open_image(raw.image), key) if raw.image is not None else None
+            pixels = self.transform(raw.image, key) if raw.image is not None else None
         except DECODE_ERRORS as error:
             raise SampleError(f"{self.reader.name(shard, row)}: the image does not decode ({error})") from None
         held = ((IMAGE, pixels), (REGIONS, raw.regions))

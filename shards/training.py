@@ -14,7 +14,7 @@ from shards.augment import drop_regions
 from shards.batch import Batch, Undecodable, stack_images, stack_regions
 from shards.errors import DataError, SampleError
 from shards.images import Transform
-from shards.keyed_random import key_of, mix
+from shards.keyed_random import below, key_of
 from shards.manifest import Manifest
 from shards.mixture import Located, MixtureOrder, epoch_counts, sampling_counts
 from shards.samples import Loaded, SampleLoader
@@ -242,8 +242,7 @@ class TrainDataset(Dataset[Batch]):
             return captions[visit.caption]
         if self.training_set.parts[visit.part].captions == "first":
             return captions[0]
-        draw = mix(np.array([self._key(visit, _CAPTION)]))[0]
-        return captions[int(draw % np.uint64(len(captions)))]
+        return captions[below(self._key(visit, _CAPTION), len(captions))]
 
     def _regions(self, visit: _Visit, one: Loaded) -> Regions | None:
         if one.regions is None or not self.region_drop:

@@ -67,7 +67,7 @@ class FakeReader:
         return SimpleNamespace(image_ids=1000 + numbers, captions=captions)
 
 
-def key_as_pixel(_image: Image.Image, key: np.uint64) -> np.ndarray:
+def key_as_pixel(_image: bytes, key: np.uint64) -> np.ndarray:
     """One pixel that shows the random key of the visit."""
     return np.frombuffer(np.uint64(key).tobytes()[:3], np.uint8).reshape(1, 1, 3)
 
