@@ -30,13 +30,14 @@ COPIES = 10  # of the photos in streaming's epoch, so that its start weighs litt
 
 def ours(folder: Path, side: int, workers: int) -> Iterator[Any]:
     from model.tokenizer import build_tokenizer
-    from shards.dataset import ShardDataset
     from shards.images import random_resized_crop
     from shards.loader import Rank, TrainLoader
     from shards.manifest import read_manifest
+    from shards.training import Part, TrainDataset, TrainingSet, Unkeyed
 
     manifest = read_manifest(folder / "shards")
-    dataset = ShardDataset(manifest, random_resized_crop(side, MIN_SCALE), build_tokenizer("ViT-B-32"))
+    crop, tokenize = random_resized_crop(side, MIN_SCALE), Unkeyed(build_tokenizer("ViT-B-32"))
+    dataset = TrainDataset(TrainingSet((Part(manifest),)), crop, tokenize)
     yield from TrainLoader(dataset, BATCH, Rank(), workers)
 
 

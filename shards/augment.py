@@ -20,7 +20,7 @@ def drop_regions(num_regions: int, key: np.uint64, probability: float = 0.2) -> 
 
     Each one is dropped with `probability`, but where all would be, one stays.
     """
-    draws = uniforms(key, num_regions)
+    draws = np.array(uniforms(key, num_regions))
     keep = draws >= probability
     if num_regions and not keep.any():
         keep[draws.argmax()] = True
@@ -40,7 +40,7 @@ def mask_words(
     deleted; where that would leave no word, all stay as they were.
     """
     pieces = sum(len(word) for word in words)
-    draws = uniforms(key, len(words) + pieces)
+    draws = np.array(uniforms(key, len(words) + pieces))
     chosen = random_tokens[(draws[len(words) :] * len(random_tokens)).astype(np.int64)].tolist()
     masked: list[list[int]] = []
     for word, draw in zip(words, draws[: len(words)].tolist(), strict=True):
