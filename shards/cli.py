@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from shards.convert import Options, SplitReport
-    from shards.sources.record import Skipped, Source
+    from shards.sources.record import Source
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Turn data sets into WebDataset shards with a manifest."
@@ -25,9 +23,6 @@ ShardBytes = Annotated[int | None, typer.Option(min=1, help="Largest size of a s
 Processes = Annotated[int, typer.Option(min=1, help="Worker processes that read, decode and write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace splits that stand in the folder already.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
-
-SHOWN = 10
-"""Skipped items named on the terminal; all of them stand in `skipped.jsonl`."""
 
 
 @app.command()
@@ -92,17 +87,17 @@ def _write(source: "Source", out: Path, options: "Options", processes: int, over
             typer.echo(f"would write {out / split.name}: {split.count or 0:,} samples")
         return
     with staging:
-        staging.claim(names, {**source.identity, **options.as_dict()})
+        staging.claim(names, {"dataset": source.dataset, **source.identity, **options.as_dict()})
         with progress_bar("convert", sum(split.count or 0 for split in source.splits) or None) as advance:
             convert(source, staging, options, processes=processes, on_records=lambda _split, count: advance(count))
         reports = publish(staging, source.dataset, names)
     for name, report in reports.items():
-        _show_skipped(report.skipped)
+        _show_skipped(report)
         typer.echo(_summary(out / name, report))
 
 
 def _summary(path: Path, report: "SplitReport") -> str:
-    skipped = f", {len(report.skipped):,} skipped (see skipped.jsonl)" if report.skipped else ""
+    skipped = f", {report.skipped:,} skipped (see skipped.jsonl)" if report.skipped else ""
     counts = f"{report.samples:,} images, {report.captions:,} captions, {_shards(report.shards)}"
     return f"{path}: {counts}, {report.bytes / 1e6:,.1f} MB{skipped}"
 
@@ -111,8 +106,8 @@ def _shards(count: int) -> str:
     return f"{count:,} shard{'s' * (count != 1)}"
 
 
-def _show_skipped(skipped: "Sequence[Skipped]") -> None:
-    for item in skipped[:SHOWN]:
+def _show_skipped(report: "SplitReport") -> None:
+    for item in report.first_skipped:
         typer.echo(f"skipped {item.name}: {item.reason}", err=True)
-    if len(skipped) > SHOWN:
-        typer.echo(f"skipped {len(skipped) - SHOWN:,} more", err=True)
+    if more := report.skipped - len(report.first_skipped):
+        typer.echo(f"skipped {more:,} more", err=True)

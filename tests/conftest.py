@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.convert import write_split
+from shards.convert import Options, write_split
 from shards.manifest import Manifest, read_manifest
 from shards.sources.record import Record
 
@@ -72,7 +72,7 @@ def make_shards() -> Callable[..., Manifest]:
 
     def make(root: Path, samples: int, per_shard: int = 5, captions: int = 3) -> Manifest:
         records = (numbered_record(number, captions) for number in range(samples))
-        write_split(records, root, dataset="synthetic", split="train", samples_per_shard=per_shard)
+        write_split(records, root, dataset="synthetic", split="train", options=Options(samples_per_shard=per_shard))
         return read_manifest(root)
 
     return make
