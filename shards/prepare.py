@@ -104,13 +104,22 @@ def _size(size: tuple[int, int], side: int | None) -> tuple[int, int]:
 
 def _encode(image: Image.Image, size: tuple[int, int], form: str, quality: int) -> bytes:
     # what the file said of its orientation and colours still holds of the smaller one
-    kept = {name: image.info[name] for name in ("exif", "icc_profile") if image.info.get(name)}
     pixels = _in_mode(image, form)
-    if image.mode.startswith(("L", "CMYK")) != pixels.mode.startswith(("L", "CMYK")):
-        kept.pop("icc_profile", None)  # it describes other channels
+    kept = {}
+    if exif := image.info.get("exif"):
+        kept["exif"] = exif if exif.startswith(b"Exif") else b"Exif\0\0" + exif  # WebP lacks what JPEG wants
+    if (profile := image.info.get("icc_profile")) and _channels(image.mode) == _channels(pixels.mode):
+        kept["icc_profile"] = profile
+    resized = pixels.resize(size, Image.Resampling.LANCZOS)
+    resized.info = {}  # of the old file: its palette's transparent colour, for one
     stream = io.BytesIO()
-    pixels.resize(size, Image.Resampling.LANCZOS).save(stream, form, quality=quality, **kept)
+    resized.save(stream, form, quality=quality, **kept)
     return stream.getvalue()
+
+
+def _channels(mode: str) -> str:
+    """What a colour profile describes: grey, RGB, CMYK or others."""
+    return {"1": "L", "P": "RGB", "PA": "RGB"}.get(mode, mode.rstrip("aA"))
 
 
 def _in_mode(image: Image.Image, form: str) -> Image.Image:

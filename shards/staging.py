@@ -133,11 +133,13 @@ class Staging:
 
     def _clear(self) -> None:
         """Delete everything but the locks, the plan first and a commit's journal last: see the class."""
-        self._plan.unlink(missing_ok=True)
         rest = [path for path in self.root.iterdir() if path.name not in (".lock", ".gate", self._journal.name)]
         if rest:
             self._require_alone()
+        self._plan.unlink(missing_ok=True)
         for path in rest:
+            if path == self._plan:
+                continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
