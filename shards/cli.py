@@ -12,7 +12,7 @@ app = typer.Typer(
 app.add_typer(convert_app, name="convert")
 app.command()(merge)
 app.command()(tars.index)
-app.command()(tars.reshard)
+app.command("reshard")(tars.reshard)
 app.command()(look.verify)
 app.command()(look.stats)
 app.command()(look.inspect)

@@ -37,7 +37,7 @@ MEND = "convert the data set again, or index its tars with `itm shards index`"
 SHARD_SCHEMA = pa.schema(
     [
         ("name", pa.string()),
-        ("path", pa.string()),
+        ("path", pa.string()),  # of the tar; see above
         ("samples", pa.int64()),
         ("captions", pa.int64()),
         ("bytes", pa.int64()),
@@ -179,9 +179,11 @@ def read_index_table(manifest: Manifest, shard: int) -> pa.Table:
 
 def read_index(manifest: Manifest, shard: int) -> ShardIndex:
     """Map one shard's sample table. Raises `DataError` as `read_index_table` does."""
-    table = read_index_table(manifest, shard).combine_chunks()
-    numbers = [table[name].to_numpy() for name in INDEX_SCHEMA.names[1:]]
-    return ShardIndex(table["key"].combine_chunks(), *numbers)
+    # one batch, as `write_index` makes it, is used where it lies; a column of a table would be copied
+    batches = read_index_table(manifest, shard).combine_chunks().to_batches()
+    batch = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=INDEX_SCHEMA)
+    numbers = [batch[name].to_numpy() for name in INDEX_SCHEMA.names[1:]]
+    return ShardIndex(batch["key"], *numbers)
 
 
 def write_manifest(root: Path, dataset: str, split: str, holds: tuple[str, ...], shards: Rows) -> None:
@@ -220,15 +222,22 @@ def read_manifest(location: str | Path, cache: Cache | None = None, *, check_sha
         version = header["format_version"]
         if version != FORMAT_VERSION:
             raise DataError(f"{where}: format version {version}, this program reads {FORMAT_VERSION}; {MEND}")
-        dataset, split, holds = header["dataset"], header["split"], tuple(header["holds"])
+        dataset, split, holds = str(header["dataset"]), str(header["split"]), tuple(header["holds"])
+        totals = [header[name] for name in ("shards", "samples", "captions")]
+        if not holds or not {IMAGE, REGIONS}.issuperset(holds):
+            raise ValueError(f"holds {holds}")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{where}: not a manifest ({error!r}); {MEND}") from None
     where = join(location, SHARD_TABLE)
     try:
         data = fetch(where, cache).read_bytes()
-        table = pq.read_table(pa.BufferReader(data), schema=SHARD_SCHEMA)
+        table = pq.read_table(pa.BufferReader(data))
+        if table.schema != SHARD_SCHEMA or any(column.null_count for column in table.columns):
+            raise pa.ArrowInvalid("another layout")
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{where}: cannot be read ({error}); {MEND}") from None
+    if totals != [table.num_rows, *(sum(table[name].to_pylist()) for name in ("samples", "captions"))]:
+        raise DataError(f"{where}: does not belong to the {MANIFEST} beside it; copy the folder again")
     manifest = Manifest(
         location=location,
         dataset=dataset,
@@ -241,12 +250,18 @@ def read_manifest(location: str | Path, cache: Cache | None = None, *, check_sha
         bytes=table["bytes"].to_numpy(),
         sha256=tuple(table["sha256"].to_pylist()),
         index_sha256=tuple(table["index_sha256"].to_pylist()),
-        fingerprint=hashlib.sha256(data).hexdigest(),
+        fingerprint=_fingerprint(table),
         cache=cache,
     )
     if check_shards:
         _check_shards(manifest)
     return manifest
+
+
+def _fingerprint(shards: pa.Table) -> str:
+    # of what the files hold, not of the table's own bytes: these change with the library that wrote it
+    rows = zip(shards["sha256"].to_pylist(), shards["index_sha256"].to_pylist(), strict=True)
+    return hashlib.sha256("\n".join(f"{tar} {index}" for tar, index in rows).encode()).hexdigest()
 
 
 def _check_folder(root: Path) -> None:

@@ -5,16 +5,23 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection
 from threading import Thread
 from typing import TypeVar
+
+from shards.errors import DataError
+from shards.lock import FileLock
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CHUNK = 16
 """Items sent to a worker at once: enough to make the cost of a message small beside decoding an image."""
+
+_held: list[FileLock] = []  # in a worker, until it ends
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -27,10 +34,17 @@ def _map_chunk(function: Callable[[Item], Result], items: list[Item]) -> list[Re
     return [function(item) for item in items]
 
 
-def _start_worker() -> None:
+def _start_worker(parent_lives: Connection, lock: FileLock | None) -> None:
     # Ctrl-C reaches the whole process group; the parent alone answers it, and stops its workers itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
+    Thread(target=_wait_and_exit, args=(parent_lives,), daemon=True).start()
+    if lock is not None:
+        _held.append(lock)
+
+
+def _wait_and_exit(parent_lives: Connection) -> None:
+    parent_lives.poll(None)  # returns when the other end is closed, by hand or by the parent's death
+    os._exit(1)
 
 
 def end_with_parent() -> None:
@@ -38,10 +52,10 @@ def end_with_parent() -> None:
 
     A parent that was killed cannot stop its children, and those would wait for it, or go on, for ever.
     """
-    Thread(target=_wait_and_exit, daemon=True).start()
+    Thread(target=_join_and_exit, daemon=True).start()
 
 
-def _wait_and_exit() -> None:
+def _join_and_exit() -> None:
     parent = parent_process()
     assert parent is not None
     parent.join()
@@ -49,27 +63,42 @@ def _wait_and_exit() -> None:
 
 
 def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], processes: int, chunk: int = CHUNK
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    processes: int,
+    chunk: int = CHUNK,
+    lock: FileLock | None = None,
 ) -> Iterator[Result]:
     """Yield `function(item)` for every item, in order, computed by `processes` worker processes.
 
     With one process nothing is spawned; with more, `function` and the items must be picklable. Items are sent
     to a worker `chunk` at a time. At most four chunks a worker are under way, so an endless iterable is fine.
+    Workers hold `lock` as long as they live. They end with this process, even when it is killed, and at once
+    when the caller stops early or an error is raised. Raises `DataError` when a worker dies.
     """
     if processes <= 1:
         yield from map(function, items)
         return
     chunks = _chunks(items, chunk)
     # spawn: the caller may hold threads or a loaded torch, neither of which survives a fork unharmed
-    with ProcessPoolExecutor(processes, get_context("spawn"), _start_worker) as pool:
-        pending: deque[Future[list[Result]]] = deque()
-        try:
-            while True:
-                for part in islice(chunks, 4 * processes - len(pending)):
-                    pending.append(pool.submit(_map_chunk, function, part))
-                if not pending:
-                    return
-                yield from pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+    context = get_context("spawn")
+    parent_lives, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(processes, context, _start_worker, (parent_lives, lock))
+    pending: deque[Future[list[Result]]] = deque()
+    try:
+        while True:
+            for part in islice(chunks, 4 * processes - len(pending)):
+                pending.append(pool.submit(_map_chunk, function, part))
+            if not pending:
+                break
+            yield from pending.popleft().result()
+        pool.shutdown()
+    except BrokenProcessPool:
+        raise DataError(
+            "a worker process died, as the system makes it when memory runs out; repeat the call with fewer "
+            "--processes"
+        ) from None
+    finally:
+        ours.close()
+        parent_lives.close()
+        pool.shutdown(cancel_futures=True)

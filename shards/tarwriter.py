@@ -1,10 +1,12 @@
-"""One shard: samples -> a WebDataset tar and its rows of the manifest's tables."""
+"""Samples -> a plain WebDataset tar with an index of where each sample lies."""
 
 import hashlib
 import io
 import json
 import tarfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -38,9 +40,9 @@ class Encoded:
 
 def encode(sample: Sample) -> Encoded:
     """The sample's members, headers included: the image, the regions, and `json` with the captions."""
-    image_bytes = [] if sample.image is None else [(sample.extension, sample.image)]
-    regions_bytes = [] if sample.regions is None else [("regions.npy", _npy(sample.regions))]
-    parts = image_bytes + regions_bytes
+    image = [] if sample.image is None else [(sample.extension, sample.image)]
+    regions = [] if sample.regions is None else [("regions.npy", _npy(sample.regions))]
+    parts = image + regions
     content = content_hash(parts[0][1])
     record = sample.record
     image_id = record.image_id if record.image_id is not None else image_id_of(content)
@@ -48,7 +50,7 @@ def encode(sample: Sample) -> Encoded:
     if record.caption_ids:
         label["caption_ids"] = list(record.caption_ids)
     parts.append(("json", json.dumps(label, ensure_ascii=False).encode()))
-    data = b"".join(_member(f"{record.key}.{extension}", content) for extension, content in parts)
+    data = b"".join(_member(f"{record.key}.{extension}", part) for extension, part in parts)
     row = {
         "key": record.key,
         "image_id": image_id,
@@ -74,26 +76,23 @@ def _member(name: str, data: bytes) -> bytes:
     return header.tobuf(tarfile.PAX_FORMAT) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
+def _tar_bytes(members: int) -> int:
+    """The size of a tar whose members take `members` bytes: an end mark follows, rounded up to whole records."""
+    return -(-(members + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+
+
 class ShardWriter:
-    """Writes one tar at `root`/`name`.tar and, when it is finished, its index beside it.
+    """One tar that is being written; see `writing_shard`."""
 
-    Use as a context manager: left by an error, nothing of the tar remains.
-    """
-
-    def __init__(self, root: Path, name: str) -> None:
-        self.root, self.name = root, name
+    def __init__(self, stream: IO[bytes]) -> None:
         self.rows: Rows = {column: [] for column in INDEX_SCHEMA.names}
         self.bytes = 0
+        self._stream = stream
         self._sha256 = hashlib.sha256()
-        self._context = replacing(root / f"{name}.tar")
-
-    def __enter__(self) -> "ShardWriter":
-        self._stream: IO[bytes] = self._context.__enter__()
-        return self
 
     def has_room(self, sample: Encoded, max_bytes: int | None) -> bool:
-        """Whether the shard would stay within `max_bytes`; an empty one takes any sample."""
-        return max_bytes is None or not self.bytes or self.bytes + len(sample.data) <= max_bytes
+        """Whether the whole tar would stay within `max_bytes`; an empty one takes any sample."""
+        return max_bytes is None or not self.bytes or _tar_bytes(self.bytes + len(sample.data)) <= max_bytes
 
     def add(self, sample: Encoded) -> None:
         for column, value in {**sample.row, "offset": self.bytes}.items():
@@ -105,21 +104,30 @@ class ShardWriter:
         self._sha256.update(data)
         self.bytes += len(data)
 
-    def __exit__(self, *error: object) -> None:
-        if error[0] is None:
-            end = 2 * tarfile.BLOCKSIZE
-            self._write(bytes(end + -(self.bytes + end) % tarfile.RECORDSIZE))
-        self._context.__exit__(*error)  # type: ignore[arg-type]
+    def end(self) -> None:
+        self._write(bytes(_tar_bytes(self.bytes) - self.bytes))
 
-    def finish(self) -> dict[str, object]:
-        """Write the index of the closed tar; returns its row of the shard table."""
-        index_sha256 = write_index(self.root, self.name, self.rows)
+    def row(self, name: str, index_sha256: str) -> dict[str, object]:
+        """The ended shard's row of the shard table."""
         return {
-            "name": self.name,
-            "path": f"{self.name}.tar",
+            "name": name,
+            "path": f"{name}.tar",
             "samples": len(self.rows["key"]),
             "captions": sum(self.rows["captions"]),  # type: ignore[arg-type]
             "bytes": self.bytes,
             "sha256": self._sha256.hexdigest(),
             "index_sha256": index_sha256,
         }
+
+
+@contextmanager
+def writing_shard(root: Path, name: str, table: list[dict[str, object]]) -> Iterator[ShardWriter]:
+    """Write `root`/`name`.tar with its index beside it; appends its row of the shard table to `table`.
+
+    Left by an error, nothing remains.
+    """
+    with replacing(root / f"{name}.tar", unique=True) as stream:
+        writer = ShardWriter(stream)
+        yield writer
+        writer.end()
+    table.append(writer.row(name, write_index(root, name, writer.rows)))

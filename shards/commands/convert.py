@@ -1,13 +1,12 @@
 """`itm shards convert FORMAT ...` and `itm shards merge`."""
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shards.commands.options import Overwrite, writing
+from shards.commands.options import Overwrite, writing_command
 
 if TYPE_CHECKING:
     from shards.sources.record import Source
@@ -28,21 +27,7 @@ Karpathy = Annotated[
 
 
 def _command(read: Callable[..., "Source"]) -> Callable[..., None]:
-    """Make a command of a reader: its options and those of `writing`, then the source is written."""
-    shared = inspect.signature(writing).parameters
-
-    def command(**arguments: Any) -> None:
-        from shards.commands.write import write_source
-
-        how = writing(**{name: arguments.pop(name) for name in shared})
-        write_source(read(**arguments), how)
-
-    own = inspect.signature(read).parameters
-    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in [*own.values(), *shared.values()]]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {one.name: one.annotation for one in parameters}
-    command.__doc__ = read.__doc__
-    return convert_app.command(read.__name__)(command)
+    return convert_app.command(read.__name__)(writing_command(read))
 
 
 @_command

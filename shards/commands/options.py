@@ -1,14 +1,17 @@
 """The options that all commands which write shards share."""
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from shards.convert import Options
+    from shards.sources.record import Source
 
 Out = Annotated[Path, typer.Option(help="Folder to write to; one folder a split is made in it.")]
 PerShard = Annotated[int, typer.Option(min=1, help="Samples a shard; with --shard-bytes, records a unit of work.")]
@@ -84,3 +87,21 @@ def writing(
         seed=seed,
     )
     return Writing(out, options, None if part is None else parse_part(part), processes, overwrite, dry_run)
+
+
+def writing_command(read: Callable[..., "Source"]) -> Callable[..., None]:
+    """Make a command of a reader: its options and those of `writing`, then the source is written."""
+    shared = inspect.signature(writing).parameters
+
+    def command(**arguments: Any) -> None:
+        from shards.commands.write import write_source
+
+        how = writing(**{name: arguments.pop(name) for name in shared})
+        write_source(read(**arguments), how)
+
+    own = inspect.signature(read).parameters
+    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in [*own.values(), *shared.values()]]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    command.__doc__ = read.__doc__
+    return command

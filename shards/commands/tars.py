@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from shards.commands.options import writing_command
 from shards.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shards.convert import SplitReport
-    from shards.sources.record import Skipped
+    from shards.sources.record import Skipped, Source
     from shards.tools.index import IndexReport
 
 SHOWN = 10
@@ -19,9 +19,7 @@ SHOWN = 10
 
 Locations = Annotated[
     list[str],
-    typer.Argument(
-        metavar="LOCATION...", help="Folders of tars, tars, or patterns such as 'DIR/{00000..00041}.tar'."
-    ),
+    typer.Argument(metavar="LOCATION", help="Folders of tars, tars, or patterns such as 'DIR/{00000..00041}.tar'."),
 ]
 SplitName = Annotated[str | None, typer.Option(help="Name of the split; by default the folder's.")]
 DatasetName = Annotated[str | None, typer.Option(help="Name of the data set; by default the parent folder's.")]
@@ -84,36 +82,14 @@ def index(
     typer.echo(_summary(plan.out, report))
 
 
-def reshard(
+def read_for_reshard(
     locations: Locations,
-    out: Annotated[Path, typer.Option(help="Folder to write to; one folder a split is made in it.")],
     split: SplitName = None,
     dataset: DatasetName = None,
     skip_damaged: Annotated[
         bool, typer.Option("--skip-damaged", help="Of damaged tars, take what stands before the damage.")
     ] = False,
-    samples_per_shard: Annotated[
-        int, typer.Option(min=1, help="Samples a shard; with --shard-bytes, records a unit of work.")
-    ] = 1000,
-    shard_bytes: Annotated[int | None, typer.Option(min=1, help="Largest size of a shard, in bytes.")] = None,
-    max_side: Annotated[
-        int | None,
-        typer.Option(min=1, help="Make images smaller, so that their shorter side has this many pixels."),
-    ] = None,
-    quality: Annotated[
-        int, typer.Option(min=1, max=100, help="Of JPEG and WebP images that are written anew.")
-    ] = 90,
-    image_format: Annotated[
-        Literal["JPEG", "PNG", "WEBP"] | None,
-        typer.Option(case_sensitive=False, help="Convert images of other formats to this one."),
-    ] = None,
-    shuffle_seed: Annotated[
-        int | None, typer.Option(min=0, help="Shuffle the samples of each split, held in memory, by this seed.")
-    ] = None,
-    processes: Processes = 2,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-) -> None:
+) -> "Source":
     """Write tars anew as shards with a manifest: other sizes, another order, smaller images.
 
     Reads folders of shards with their manifests (a sample that the index leaves out stays out), or else plain tars
@@ -122,34 +98,15 @@ def reshard(
     dots and slashes, and repeated ones get a number. The samples of a compressed tar wait in memory for their
     shard, so many processes with large shards need much of it.
     """
-    from shards.convert import Options, convert, publish
-    from shards.prepare import Resize
-    from shards.progress import counted, progress_bar
     from shards.sources.tars import read_tars
-    from shards.staging import Staging
 
-    source = read_tars(locations, split, dataset, skip_damaged=skip_damaged)
-    options = Options(samples_per_shard, shard_bytes, Resize(max_side, quality, image_format), shuffle_seed)
-    names = [each.name for each in source.splits]
-    staging = Staging(out, overwrite=overwrite)
-    staging.check(names)
-    if dry_run:
-        for each in source.splits:
-            typer.echo(
-                f"would write {out / each.name}" + (f": {counted(each.count, 'sample')}" if each.count else "")
-            )
-        return
-    with staging:
-        staging.claim(names, {**source.identity, **options.as_dict()})
-        with progress_bar("reshard", sum(each.count or 0 for each in source.splits) or None) as advance:
-            convert(source, staging, options, processes=processes, on_records=lambda _split, count: advance(count))
-        reports = publish(staging, source.dataset, names)
-    for name, report in reports.items():
-        _show_skipped(report.skipped)
-        typer.echo(_summary(out / name, report))
+    return read_tars(locations, split, dataset, skip_damaged=skip_damaged)
 
 
-def _summary(folder: Path, report: "SplitReport | IndexReport") -> str:
+reshard = writing_command(read_for_reshard)
+
+
+def _summary(folder: Path, report: "IndexReport") -> str:
     from shards.progress import counted
 
     left_out = f", {len(report.skipped):,} skipped (see skipped.jsonl)" if report.skipped else ""

@@ -1,6 +1,5 @@
 """A source -> finished splits, with what the user is told on the way."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -10,15 +9,14 @@ from pathlib import Path
 import typer
 
 from shards.commands.options import Writing
-from shards.convert import Options, SplitReport, convert, publish
+from shards.convert import Options, convert
 from shards.errors import DataError
 from shards.prepare import Resize, load_sample
 from shards.progress import progress_bar
+from shards.publish import NAMED, SplitReport, merge, missing_units, publish
 from shards.sources.record import Record, Skipped, Source, Split
 from shards.staging import UNITS, Staging
 
-SHOWN = 10
-"""Skipped items named on the terminal; all of them stand in `skipped.jsonl`."""
 LOOKED_AT = 1000
 """Items of a split that a dry run reads, and"""
 LOADED = 20
@@ -41,7 +39,6 @@ def write_source(source: Source, writing: Writing) -> None:
         return
     part = writing.part or (1, 1)
     with staging:
-        _finish_commit(staging)
         staging.claim(names, {"dataset": source.dataset, **source.identity, **writing.options.as_dict()})
         if found := _finished(staging, names, part):
             typer.echo(f"going on with {staging.root}: {found:,} units of work were found finished", err=True)
@@ -68,32 +65,27 @@ def merge_parts(out: Path, overwrite: bool, dry_run: bool) -> None:
 
     Raises `DataError` when there is none, when a unit is missing, or when a part is still being written.
     """
+    if not dry_run:
+        tell_published(out, merge(out, overwrite=overwrite))
+        return
     staging = Staging(out, overwrite=overwrite)
     plan = staging.plan()
     if plan is None:
         raise DataError(
             f"{out}: no unfinished conversion there; give the --out of `itm shards convert ... --part I/N`"
         )
-    splits: list[str] = plan["splits"]
-    if dry_run:
-        staging.check(splits)
-        for split in splits:
-            typer.echo(f"would write {out / split}: {_units(staging, split):,} units of work, all there")
-        return
-    with staging:
-        if _finish_commit(staging):
-            return
-        for split in splits:
-            _units(staging, split)
-        staging.claim(splits, {name: value for name, value in plan.items() if name != "splits"})
-        tell_published(out, publish(staging, str(plan["dataset"]), splits))
+    staging.check(plan["splits"])
+    for split in plan["splits"]:
+        missing = missing_units(staging.split(split))
+        state = "no part has come to its end yet" if missing is None else f"{len(missing):,} units are missing"
+        typer.echo(f"would write {out / split}" if missing == [] else f"cannot write {out / split} yet: {state}")
 
 
 def tell_published(out: Path, reports: dict[str, SplitReport]) -> None:
     """Name what was skipped, and a line a split."""
     for name, report in reports.items():
-        _show_skipped(report.skipped)
-        skipped = f", {len(report.skipped):,} skipped (see skipped.jsonl)" if report.skipped else ""
+        _show_skipped(report.first_skipped, report.skipped)
+        skipped = f", {report.skipped:,} skipped (see skipped.jsonl)" if report.skipped else ""
         counts = f"{report.samples:,} images, {report.captions:,} captions, {_shards(report.shards)}"
         typer.echo(f"{out / name}: {counts}, {report.bytes / 1e6:,.1f} MB{skipped}")
 
@@ -116,7 +108,7 @@ def _forecast(split: Split, options: Options) -> str:
         raise DataError(
             f"split {split.name}: none of the first {len(loaded) or len(seen):,} samples is usable{first}"
         )
-    _show_skipped(faults)
+    _show_skipped(faults, len(faults))
     if split.count is None:
         return f"an unknown number of samples; of the first {len(seen):,}, {len(skipped):,} would be skipped"
     shards = _shards(-(-split.count // options.samples_per_shard))
@@ -138,32 +130,6 @@ def _finished(staging: Staging, names: Sequence[str], part: tuple[int, int] = (1
     """How many of this part's units are finished."""
     notes = (note for name in names for note in (staging.split(name) / UNITS).glob("[0-9]*.json"))
     return sum(int(note.stem) % part[1] == part[0] - 1 for note in notes)
-
-
-def _finish_commit(staging: Staging) -> bool:
-    moved = staging.finish_commit()
-    if moved:
-        typer.echo(
-            f"{staging.out}: an earlier conversion was cut off while it moved its splits into place; they stand "
-            f"whole now: {', '.join(moved)}",
-            err=True,
-        )
-    return bool(moved)
-
-
-def _units(staging: Staging, split: str) -> int:
-    """How many units a split has. Raises `DataError` naming one that is not there."""
-    notes = staging.split(split) / UNITS
-    if not (notes / "total.json").is_file():
-        raise DataError(f"{staging.root}: no part has come to the end of split {split}")
-    total = int(json.loads((notes / "total.json").read_bytes()))
-    there = {path.stem for path in notes.glob("[0-9]*.json")}
-    if missing := [number for number in range(total) if f"{number:06d}" not in there]:
-        raise DataError(
-            f"{staging.root}: {len(missing):,} of {total:,} units of split {split} are not there yet, the first "
-            f"unit {missing[0]}; of N parts, part {missing[0]} % N + 1 writes it"
-        )
-    return total
 
 
 @contextmanager
@@ -194,8 +160,9 @@ def _shards(count: int) -> str:
     return f"{count:,} shard{'s' * (count != 1)}"
 
 
-def _show_skipped(skipped: Sequence[Skipped]) -> None:
-    for item in skipped[:SHOWN]:
+def _show_skipped(first: Sequence[Skipped], count: int) -> None:
+    """Name the first few of `count` items that were left out; all of them stand in `skipped.jsonl`."""
+    for item in first[:NAMED]:
         typer.echo(f"skipped {item.name}: {item.reason}", err=True)
-    if len(skipped) > SHOWN:
-        typer.echo(f"skipped {len(skipped) - SHOWN:,} more", err=True)
+    if count > NAMED:
+        typer.echo(f"skipped {count - NAMED:,} more", err=True)

@@ -6,7 +6,6 @@ test sets, and of a few training shards at a time.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from shards.atomic import replacing
+from shards.atomic import building, replacing
 from shards.errors import DataError
 from shards.images import DECODE_ERRORS
 from shards.manifest import (
@@ -31,7 +30,6 @@ from shards.manifest import (
     write_manifest,
 )
 from shards.reader import ShardReader
-from shards.staging import Staging
 from shards.storage.location import is_remote
 from shards.tools.perceptual import BITS, HashSearch, perceptual_hash
 from shards.tools.sweep import ShardWork, sweep
@@ -162,8 +160,7 @@ def decontaminate(
     report.broken = images.broken
     with ExitStack() as stack:
         stream = stack.enter_context(replacing(listing)) if listing else None
-        staging = stack.enter_context(Staging(out.parent, folder=f".{out.name}.partial")) if out else None
-        root = _begin(staging, out.name) if staging and out else None
+        root = stack.enter_context(building(out)) if out else None
         progress("train", 0)
         looks = sweep(_looks, [train], processes=processes, on_samples=lambda count: progress("train", count))
         for shard, part in enumerate(looks):
@@ -178,20 +175,11 @@ def decontaminate(
             report.broken += part.broken
             if root:
                 _keep(root, train, shard, matched, report.shards)
-        if staging and root:
+        if root:
             if not report.kept:
                 raise DataError(f"{train.location}: every image matches a test image; nothing is left to write")
             write_manifest(root, train.dataset, train.split, train.holds, report.shards)
-            staging.commit()
     return report
-
-
-def _begin(staging: Staging, name: str) -> Path:
-    staging.claim([name], {})
-    root = staging.split(name)
-    shutil.rmtree(root, ignore_errors=True)  # of a run that was killed
-    root.mkdir()
-    return root
 
 
 def _list(
