@@ -55,14 +55,17 @@ def publish(staging: Staging, dataset: str, splits: Iterable[str]) -> dict[str, 
     splits = list(splits)
     staging.check(splits)
     for split in splits:
-        _require_whole(staging.split(split), split)
-    reports = {}
+        require_whole(staging.split(split), split)
+    reports: dict[str, SplitReport] = {}
+    failed: list[DataError] = []
     for split in splits:
         try:
             reports[split] = join(staging.split(split), dataset, split)
-        except DataError:
+        except DataError as error:
             staging.discard(split)
-            raise
+            failed.append(error)
+    if failed:
+        raise failed[0]
     staging.commit({split: asdict(report) for split, report in reports.items()})
     return reports
 
@@ -89,7 +92,8 @@ def missing_units(root: Path) -> list[int] | None:
     return [number for number in range(json.loads(total.read_bytes())) if note_path(root, number).name not in there]
 
 
-def _require_whole(root: Path, split: str) -> None:
+def require_whole(root: Path, split: str) -> int:
+    """The number of units of a split in `root`. Raises `DataError` unless all are written."""
     missing = missing_units(root)
     if missing is None:
         raise DataError(f"{root}: no part has come to the end of split {split}; convert all parts first")
@@ -98,6 +102,7 @@ def _require_whole(root: Path, split: str) -> None:
             f"{root}: {len(missing):,} units of split {split} are not written yet; the first is {missing[0]}: "
             f"of N parts, part {missing[0]} % N + 1 writes it"
         )
+    return int(json.loads((root / UNITS / TOTAL).read_bytes()))
 
 
 def join(root: Path, dataset: str, split: str) -> SplitReport:

@@ -13,7 +13,7 @@ from shards.convert import Options, convert
 from shards.errors import DataError
 from shards.prepare import Resize, load_sample
 from shards.progress import progress_bar
-from shards.publish import NAMED, SplitReport, merge, missing_units, publish
+from shards.publish import NAMED, SplitReport, merge, publish, require_whole
 from shards.sources.record import Record, Skipped, Source, Split
 from shards.staging import UNITS, Staging
 
@@ -72,13 +72,12 @@ def merge_parts(out: Path, overwrite: bool, dry_run: bool) -> None:
     plan = staging.plan()
     if plan is None:
         raise DataError(
-            f"{out}: no unfinished conversion there; give the --out of `itm shards convert ... --part I/N`"
+            f"{out}: no unfinished conversion is there; give the --out of `itm shards convert ... --part I/N`"
         )
     staging.check(plan["splits"])
     for split in plan["splits"]:
-        missing = missing_units(staging.split(split))
-        state = "no part has come to its end yet" if missing is None else f"{len(missing):,} units are missing"
-        typer.echo(f"would write {out / split}" if missing == [] else f"cannot write {out / split} yet: {state}")
+        units = require_whole(staging.split(split), split)
+        typer.echo(f"would write {out / split}: {units:,} units of work, all there")
 
 
 def tell_published(out: Path, reports: dict[str, SplitReport]) -> None:

@@ -415,16 +415,14 @@ def test_parts_are_joined_when_all_are_there(itm: Itm, data_set: Path) -> None:
     whole = itm(*KARPATHY, "--out", "whole", "--samples-per-shard", 2)
     assert whole.returncode == 0
     command = (*KARPATHY, "--samples-per-shard", 2)
-    refused(itm("shards", "merge", "out"), "out: no unfinished conversion there")
+    refused(itm("shards", "merge", "out"), "out: no unfinished conversion is there")
     assert not (data_set / "out").exists()
     first = itm(*command, "--part", "1/2")
     assert first.returncode == 0
     assert first.stdout == "part 1 of 2 is written; when all are, join them: itm shards merge out\n"
     for flags in ((), ("--dry-run",)):
         missing = itm("shards", "merge", "out", *flags)
-        refused(
-            missing, "2 of 4 units of split train are not there yet, the first unit 1; of N parts, part 1 % N + 1"
-        )
+        refused(missing, "2 units of split train are not written yet; the first is 1: of N parts, part 1 % N + 1")
     assert itm(*command, "--part", "2/2").returncode == 0
     dry = itm("shards", "merge", "out", "--dry-run")
     assert (

@@ -169,8 +169,10 @@ def test_a_damaged_tar_stops_the_work_or_gives_what_stands_before_the_damage(tmp
     assert not (tmp_path / "out" / "t").exists()
     report = write(read_tars([str(tmp_path / "t")], skip_damaged=True), tmp_path / "kept")["t"]
     assert 0 < report.samples < 6
-    assert [item.name for item in report.skipped] == [str(path)]
-    assert "damaged from here on" in report.skipped[0].reason
+    assert report.skipped == 1
+    (skipped,) = report.first_skipped
+    assert skipped.name == str(path)
+    assert "damaged from here on" in skipped.reason
 
 
 def test_an_index_that_does_not_fit_its_tar_is_an_error(tmp_path: Path) -> None:
@@ -195,16 +197,19 @@ def test_what_was_seen_is_known(texts: list[str], recent: int) -> None:
         module._RECENT = before
 
 
+UNKNOWN = "an unknown number of samples; of the first 12, 0 would be skipped"
+
+
 def test_the_command_makes_images_smaller_shuffles_and_limits_shards(tmp_path: Path, itm: Itm) -> None:
     members = []
     for number in range(12):
         members += [(f"{number}.jpg", picture(number, size=(60, 40))), (f"{number}.txt", b"words")]
     write_tar(tmp_path / "web" / "0.tar.gz", members, mode="w:gz")
-    arguments = ["web", "--out", "out", "--split", "train", "--max-side", "16", "--image-format", "png"]
+    arguments = ["web", "--out", "out", "--split", "train", "--resize", "16", "--format", "png"]
     done = itm("shards", "reshard", *arguments, "--dry-run")
-    assert (done.returncode, done.stdout) == (0, "would write out/train\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"would write out/train: {UNKNOWN}\n"), done.stderr
     assert not (tmp_path / "out").exists()
-    more = ["--shuffle-seed", "1", "--shard-bytes", "9000", "--processes", "1"]
+    more = ["--seed", "1", "--shard-bytes", "9000", "--processes", "1"]
     done = itm("shards", "reshard", *arguments, *more)
     assert done.returncode == 0, done.stderr
     assert "out/train: 12 samples, 12 captions, " in done.stdout
