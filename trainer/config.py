@@ -31,7 +31,7 @@ class CacheConfig(_Config):
     """Where what lies behind URLs is kept on each node."""
 
     dir: str | None = Field(None, description="folder on a local disk; null: $ITM_CACHE or ~/.cache/itm")
-    max_gb: float = Field(64.0, gt=0, description="its bound in GB; what was not used for longest goes first")
+    max_gb: float = Field(128.0, gt=0, description="its bound in GB; what was not used for longest goes first")
     timeout: float = Field(60.0, gt=0, description="seconds without an answer before an attempt has failed")
     attempts: int = Field(5, ge=1, description="attempts of each transfer, with growing pauses")
 

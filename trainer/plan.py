@@ -7,7 +7,9 @@ from typing import Any
 from shards.loader import steps_per_epoch
 from shards.manifest import IMAGE, Manifest, read_manifest
 from shards.storage.cache import Cache, default_directory
+from shards.storage.location import is_remote
 from shards.training import Part, TrainingSet
+from shards.working_set import working_set_bytes
 from trainer.checkpoint import Checkpoint, find_checkpoint, list_checkpoints
 from trainer.config import DataConfig, PartConfig, Recipe
 from trainer.errors import RunError
@@ -67,6 +69,7 @@ class Plan:
         return [
             f"run    {self.run_dir}, from {start}",
             *_describe(self.train),
+            *_cache_warning(self.train, recipe.data.cache.max_gb),
             val,
             f"model  {recipe.model.architecture}, embeddings of {recipe.model.embed_dim}",
             f"steps  {self.total_steps:,} of {batch:,} pairs, {self.steps_per_epoch:,} an epoch",
@@ -136,6 +139,19 @@ def _describe(train: TrainingSet) -> list[str]:
         plain = len(train.parts) == 1 and visits == of.num_samples
         lines.append(line if plain else f"{line}; {visits:,} visits an epoch")
     return lines
+
+
+def _cache_warning(train: TrainingSet, max_gb: float) -> list[str]:
+    remote = [
+        part.manifest for part in train.parts if part.manifest.names and is_remote(part.manifest.shard_location(0))
+    ]
+    needed = sum(map(working_set_bytes, remote)) / 1e9
+    if needed <= max_gb:
+        return []
+    return [
+        f"cache  data.cache.max_gb={max_gb:g} is less than the {needed:,.0f} GB that the order draws on at a time "
+        "(divided by the nodes): shards would be fetched many times over; raise it"
+    ]
 
 
 def _check_splits(train: TrainingSet, val: Manifest | None) -> None:

@@ -212,7 +212,7 @@ def test_the_command_makes_images_smaller_shuffles_and_limits_shards(tmp_path: P
     more = ["--seed", "1", "--shard-bytes", "9000", "--processes", "1"]
     done = itm("shards", "reshard", *arguments, *more)
     assert done.returncode == 0, done.stderr
-    assert "out/train: 12 samples, 12 captions, " in done.stdout
+    assert "out/train: 12 images, 12 captions, " in done.stdout
     manifest = read_manifest(tmp_path / "out" / "train")
     assert len(manifest.names) > 1
     keys = [key for shard in range(len(manifest.names)) for key in read_index(manifest, shard).keys.to_pylist()]

@@ -4,11 +4,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from shards.convert import write_split
 from shards.demo.source import demo_records
 from shards.errors import DataError
+from shards.manifest import SHARD_SCHEMA
 from trainer.config import Recipe
 from trainer.errors import RunError
 from trainer.plan import Plan, make_plan
@@ -218,3 +221,15 @@ def test_a_run_cannot_go_on_with_other_weights(
     add_checkpoint(tmp_path / "run", 5, recipe=plan().recipe)
     with pytest.raises(RunError, match="not the shards that"):
         plan(data={"train": [{"path": str(demo / "train"), "weight": 2.0}]})
+
+
+def test_a_cache_that_is_too_small_for_the_order_is_told(plan: MakePlan, tmp_path: Path, demo: Path) -> None:
+    """The manifest is here, its tars are said to lie on a server; nothing is read of them."""
+    folder = shutil.copytree(demo / "train", tmp_path / "train")
+    table = pq.read_table(folder / "shards.parquet").to_pydict()
+    table["path"] = [f"memory://elsewhere/{name}.tar" for name in table["name"]]
+    pq.write_table(pa.table(table, schema=SHARD_SCHEMA), folder / "shards.parquet")
+    size = sum(table["bytes"]) / 1e9
+    for max_gb, warned in ((size * 1.01, False), (size * 0.99, True)):
+        lines = plan(data={"train": str(folder), "cache": {"max_gb": max_gb}}).summary()
+        assert any("data.cache.max_gb=" in line for line in lines) == warned
