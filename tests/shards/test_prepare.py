@@ -125,7 +125,9 @@ def test_pixels_of_all_kinds_are_written_in_all_formats(mode: str, form: str | N
     elif mode == "1":
         picture = expected = Image.fromarray(np.asarray(picture)[..., 1] > 127).convert("1")
     elif mode == "LAB":
-        convert = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+        convert = ImageCms.buildTransform(
+            ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
+        )
         picture = ImageCms.applyTransform(picture, convert)
         assert picture is not None
     else:
@@ -201,7 +203,7 @@ def test_a_machine_that_cannot_read_skips_nothing() -> None:
     def load() -> bytes:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    with pytest.raises(DataError, match="key: the image file cannot be read .*Too many open files"):
+    with pytest.raises(DataError, match=r"key: the image file cannot be read .*Too many open files"):
         load_sample(Record("key", 1, ("x",), load), Resize())
 
 

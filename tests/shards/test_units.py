@@ -61,7 +61,9 @@ def test_two_samples_of_one_name_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("odd", [with_regions(1), with_regions(1, image=True)])
 def test_samples_that_hold_different_things_are_refused(tmp_path: Path, odd: Record) -> None:
-    with pytest.raises(DataError, match=r"split val: sample key-000 has image, sample key-001 has (image and )?regions"):
+    with pytest.raises(
+        DataError, match=r"split val: sample key-000 has image, sample key-001 has (image and )?regions"
+    ):
         write_unit(unit(tmp_path, [record(0), odd]))
     assert contents(tmp_path) == {UNITS: "empty"}
 
@@ -73,7 +75,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DataError, match=rf"^{tmp_path}: cannot be written to \(No space left on device\); finished"):
+    with pytest.raises(
+        DataError, match=rf"^{tmp_path}: cannot be written to \(No space left on device\); finished"
+    ):
         write_unit(unit(tmp_path, list(good(3))))
     assert contents(tmp_path) == {UNITS: "empty"}
 
