@@ -33,3 +33,14 @@ def test_a_leftover_of_a_killed_writer_is_no_obstacle(tmp_path: Path) -> None:
         stream.write(b"x")
     assert path.read_bytes() == b"x"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with replacing(path, unique=True) as one:
+        one.write(b"one")
+        with replacing(path, unique=True) as two:
+            two.write(b"the other")
+        assert path.read_bytes() == b"the other"
+    assert path.read_bytes() == b"one"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,356 +1,442 @@
-import hashlib
-import io
+import gc
+import itertools
 import json
 import os
+import random
+import resource
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
-import webdataset
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from shards.convert import SplitReport, Staging, write_split
+import shards.staging
+from shards.convert import Options, convert, merge, parse_part, write_split
 from shards.demo.source import demo_records
 from shards.errors import DataError
-from shards.images import MAX_PIXELS
-from shards.manifest import MANIFEST, SHARD_TABLE, index_path, read_index, read_manifest
-from shards.reader import ShardReader
-from shards.sources.record import Record, Skipped
-from shards.tarsample import parse_sample
-
-
-def encoded(number: int = 0, form: str = "JPEG", size: tuple[int, int] = (30, 20)) -> bytes:
-    stream = io.BytesIO()
-    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    Image.fromarray(pixels).save(stream, form)
-    return stream.getvalue()
-
-
-def record(
-    number: int, data: bytes | None = None, key: str = "", captions: tuple[str, ...] = ("one", "two")
-) -> Record:
-    data = encoded(number) if data is None else data
-    return Record(key or f"key-{number:03d}", 50 + number, captions, partial(bytes, data))
-
-
-def good(count: int) -> Iterator[Record]:
-    return (
-        record(number, captions=tuple(f"text {n} of {number}" for n in range(1 + number % 3)))
-        for number in range(count)
-    )
-
-
-def write(
-    records: Iterator[Record] | list[Record], root: Path, processes: int = 1, **options: object
-) -> SplitReport:
-    return write_split(records, root, dataset="d", split="val", samples_per_shard=4, processes=processes, **options)
-
-
-def fingerprint(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def skipped_lines(root: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (root / "skipped.jsonl").read_text().splitlines()]
-
-
-def test_plain_webdataset_reads_the_shards(tmp_path: Path) -> None:
-    write(good(10), tmp_path / "val")
-    urls = [str(path) for path in sorted((tmp_path / "val").glob("*.tar"))]
-    assert len(urls) == 3
-    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
-    assert [sample["__key__"] for sample in samples] == [f"key-{number:03d}" for number in range(10)]
-    for number, (sample, source) in enumerate(zip(samples, good(10), strict=True)):
-        assert sample["jpg"] == encoded(number)
-        assert json.loads(sample["json"]) == {"image_id": 50 + number, "captions": list(source.captions)}
-
-
-def test_the_index_spans_each_sample_with_its_headers(tmp_path: Path) -> None:
-    write(good(10), tmp_path / "val")
-    manifest = read_manifest(tmp_path / "val")
-    number = 0
-    for shard in range(3):
-        data, index = manifest.shard_path(shard).read_bytes(), read_index(manifest, shard)
-        assert index.offsets[0] == 0
-        for key, image_id, captions, offset, size in zip(
-            index.keys, index.image_ids, index.captions, index.offsets, index.sizes, strict=True
-        ):
-            alone = data[offset : offset + size]
-            with tarfile.open(fileobj=io.BytesIO(alone)) as tar:
-                assert tar.getnames() == [f"{key}.jpg", f"{key}.json"]
-            sample = parse_sample(alone, "here")
-            assert sample.image == encoded(number)
-            assert (image_id, captions) == (50 + number, len(sample.captions))
-            number += 1
-        assert set(data[offset + size :]) == {0}, "after the last sample only the end of the archive"
-    assert number == 10
-
-
-def test_the_index_tells_the_pixels(tmp_path: Path) -> None:
-    write([record(0, encoded(0, size=(33, 21)))], tmp_path / "val")
-    table = pq.read_table(index_path(tmp_path / "val", "val-000000"))
-    assert (table["width"].to_pylist(), table["height"].to_pylist()) == ([33], [21])
-
-
-def test_the_manifest_and_the_report_tell_what_was_written(tmp_path: Path) -> None:
-    report = write(good(10), tmp_path / "val")
-    table = pq.read_table(tmp_path / "val" / SHARD_TABLE).to_pydict()
-    paths = sorted((tmp_path / "val").glob("*.tar"))
-    assert table["name"] == [path.stem for path in paths] == ["val-000000", "val-000001", "val-000002"]
-    assert table["samples"] == [4, 4, 2]
-    assert table["captions"] == [1 + 2 + 3 + 1, 2 + 3 + 1 + 2, 3 + 1]
-    assert table["bytes"] == [path.stat().st_size for path in paths]
-    assert table["sha256"] == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    assert (report.samples, report.captions, report.shards) == (10, sum(table["captions"]), 3)
-    assert report.bytes == sum(table["bytes"])
-    assert report.skipped == []
-    assert not (tmp_path / "val" / "skipped.jsonl").exists()
-
-
-def with_broken_ones() -> list[Record]:
-    records = list(good(40))
-    records[3] = record(3, b"no image at all")
-    records[20] = record(20, encoded(20)[:300])
-    return records
-
-
-def test_one_and_two_processes_and_repeated_runs_write_the_same_bytes(tmp_path: Path) -> None:
-    for name, processes in (("first", 1), ("again", 1), ("two", 2)):
-        write(with_broken_ones(), tmp_path / name, processes)
-        time.sleep(1.1 if name == "first" else 0)  # times in a tar are whole seconds
-    first = fingerprint(tmp_path / "first")
-    assert fingerprint(tmp_path / "again") == first
-    assert fingerprint(tmp_path / "two") == first
-    assert len(first) == 2 * 10 + 3
-
-
-def test_images_that_do_not_decode_are_named_counted_and_left_out(tmp_path: Path) -> None:
-    jpeg = encoded(1, size=(200, 200))
-    broken = {
-        "truncated": partial(bytes, jpeg[: len(jpeg) // 2]),
-        "text": partial(bytes, b"<html>404 not found</html>"),
-        "empty": partial(bytes, b""),
-        "missing": (tmp_path / "nowhere.jpg").read_bytes,
-        "folder": tmp_path.read_bytes,
-    }
-    records = [record(0), *(Record(key, 9, ("text",), load) for key, load in broken.items()), record(1)]
-    counted: list[int] = []
-    report = write(records, tmp_path / "val", on_record=counted.append)
-    assert sum(counted) == 7
-    assert report.samples == 2
-    assert [item.name for item in report.skipped] == list(broken)
-    reasons = {item.name: item.reason for item in report.skipped}
-    assert reasons["missing"] == "the image file is missing"
-    assert "cannot be read" in reasons["folder"]
-    assert all("does not decode" in reasons[name] for name in ("truncated", "text", "empty"))
-    assert skipped_lines(tmp_path / "val") == [
-        {"name": item.name, "reason": item.reason} for item in report.skipped
-    ]
-    assert read_index(read_manifest(tmp_path / "val"), 0).keys == ["key-000", "key-001"]
-
-
-def test_what_the_source_left_out_is_listed_too(tmp_path: Path) -> None:
-    report = write([record(0), record(1, b"")], tmp_path / "val", skipped=[Skipped("a.jpg caption 2", "empty")])
-    assert [item.name for item in report.skipped] == ["a.jpg caption 2", "key-001"]
-    assert [line["name"] for line in skipped_lines(tmp_path / "val")] == ["a.jpg caption 2", "key-001"]
-
-
-def test_a_decompression_bomb_is_left_out(tmp_path: Path) -> None:
-    stream = io.BytesIO()
-    Image.new("1", (MAX_PIXELS // 8000 + 1, 8000)).save(stream, "PNG")
-    report = write([record(0), record(1, stream.getvalue())], tmp_path / "val")
-    assert [item.name for item in report.skipped] == ["key-001"]
-    assert "64,000,000" in report.skipped[0].reason
-
-
-@pytest.mark.parametrize(
-    ("form", "extension"),
-    [("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif"), ("BMP", "bmp"), ("TIFF", "tiff"), ("PPM", "img")],
+from shards.manifest import read_index, read_manifest
+from shards.sources.record import Record, Skipped, Source, Split
+from shards.staging import Staging
+from tests.conftest import ENVIRONMENT, REPOSITORY
+from tests.shards.killable import OPTIONS, slow_source
+from tests.shards.pictures import (
+    FOUR,
+    claim,
+    contents,
+    convert_all,
+    convert_part,
+    encoded,
+    good,
+    mixed,
+    record,
+    skipped_names,
+    source_of,
 )
-def test_an_image_keeps_its_format_and_bytes(tmp_path: Path, form: str, extension: str) -> None:
-    data = encoded(0, form)
-    write([record(0, data)], tmp_path / "val")
-    with tarfile.open(tmp_path / "val" / "val-000000.tar") as tar:
-        assert set(tar.getnames()) == {f"key-000.{extension}", "key-000.json"}
-    assert ShardReader(read_manifest(tmp_path / "val")).read(0, 0).image == data
+from tests.shards.test_parallel import group_lives
+
+SOURCE = source_of(train=mixed(45), val=mixed(9))
 
 
-def test_long_and_non_ascii_keys_and_captions_survive(tmp_path: Path) -> None:
-    keys = [
-        "k" * 99,
-        "l" * 101,
-        "m" * 240,
-        "Straße_café",
-        "東京" * 40,
-        "عربي",
-        "🐈" * 60,
-        "e\u0301_accent",
-    ]
-    texts = ("Eine Katze läuft über die Straße.", "東京の猫 🐈", 'a "quoted" \\ caption\t', "x" * 5000)
-    write([record(number, key=key, captions=texts) for number, key in enumerate(keys)], tmp_path / "val")
-    manifest = read_manifest(tmp_path / "val")
-    reader = ShardReader(manifest)
-    for number in range(len(keys)):
-        sample = reader.read(number // 4, number % 4)
-        assert sample.captions == list(texts)
-        assert sample.image == encoded(number)
-    assert [*reader.index(0).keys, *reader.index(1).keys] == keys
-    urls = [str(manifest.shard_path(shard)) for shard in range(2)]
-    assert [sample["__key__"] for sample in webdataset.WebDataset(urls, shardshuffle=False)] == keys
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What one process writes without an interruption."""
+    out = tmp_path_factory.mktemp("expected")
+    convert_all(SOURCE, out)
+    return contents(out)
 
 
-def test_a_split_with_nothing_usable_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match="split val: no usable sample; the first of 2: key-000: the image does not decode"
-    ):
-        write([record(0, b"x"), record(1, b"y")], tmp_path / "val")
-    assert not (tmp_path / "val" / MANIFEST).exists()
+# --- the same bytes, however it is done
 
 
-def test_a_split_of_no_records_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"split val: no usable sample$"):
-        write([], tmp_path / "val")
-
-
-def test_splits_appear_together_at_the_commit(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with Staging(out) as staging:
-        for split in ("train", "val"):
-            write(good(3), staging.path(split))
-            assert not (out / split).exists()
-        staging.commit()
-    assert sorted(path.name for path in out.iterdir()) == ["train", "val"]
-    assert read_manifest(out / "train").num_samples == 3
-
-
-def test_a_failure_in_a_later_split_leaves_no_earlier_one(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(DataError), Staging(out) as staging:
-        write(good(3), staging.path("train"))
-        write([], staging.path("val"))
-        staging.commit()
-    assert not out.exists()
-
-
-def test_a_failure_leaves_what_stood_in_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(RuntimeError), Staging(tmp_path) as staging:
-        write(good(3), staging.path("train"))
-        raise RuntimeError
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_a_split_that_exists_is_refused_without_overwrite(tmp_path: Path) -> None:
-    (tmp_path / "train").mkdir()
-    with pytest.raises(DataError, match="train: exists already; give another --out, or --overwrite"):
-        Staging(tmp_path).check("train")
-    Staging(tmp_path).check("val")
-    Staging(tmp_path, overwrite=True).check("train")
-
-
-def test_overwrite_replaces_the_whole_split_and_no_other(tmp_path: Path) -> None:
-    write(good(9), tmp_path / "train")
-    write(good(2), tmp_path / "val")
-    with Staging(tmp_path, overwrite=True) as staging:
-        write(good(3), staging.path("train"))
-        assert read_manifest(tmp_path / "train").num_samples == 9
-        staging.commit()
-    assert read_manifest(tmp_path / "train").num_samples == 3
-    assert not (tmp_path / "train" / "val-000002.tar").exists()
-    assert read_manifest(tmp_path / "val").num_samples == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["train", "val"]
-
-
-def test_overwrite_replaces_a_link_and_leaves_what_it_points_to(tmp_path: Path) -> None:
-    write(good(9), tmp_path / "elsewhere")
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "train").symlink_to(tmp_path / "elsewhere")
-    with Staging(out, overwrite=True) as staging:
-        write(good(3), staging.path("train"))
-        staging.commit()
-    assert read_manifest(out / "train").num_samples == 3
-    assert read_manifest(tmp_path / "elsewhere").num_samples == 9
-
-
-@pytest.mark.parametrize("below", [".", "deeper"])
-def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path, below: str) -> None:
-    file = tmp_path / "file"
-    file.write_text("mine")
-    with pytest.raises(DataError, match=f"--out {file / below}: cannot be written to"), Staging(file / below):
-        pass
-    assert file.read_text() == "mine"
-
-
-def test_a_killed_conversion_leaves_no_data_set_and_the_next_one_works(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "trainer.cli", "shards", "demo", "--out", out, "--processes", 1]
-    command += ["--val", 10, "--test", 10, "--side", 16, "--samples-per-shard", 20]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-
-    def start(pretrain: int, train: int) -> subprocess.Popen[bytes]:
-        counts = ["--pretrain", pretrain, "--train", train]
-        return subprocess.Popen(list(map(str, command + counts)), env=environment, stdout=subprocess.PIPE)
-
-    with start(30, 100_000) as running:
-        deadline = time.monotonic() + 120
-        while not list(out.glob(".partial/train/*.tar")):  # in the second split, when the first is whole
-            assert running.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        running.send_signal(signal.SIGKILL)
-    assert running.returncode == -signal.SIGKILL
-    assert [path.name for path in out.iterdir()] == [".partial"]
-    with pytest.raises(DataError, match=r"no manifest\.json in this folder; shards are made"):
-        read_manifest(out)
-
-    with start(30, 20) as running:
-        assert running.wait(120) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["pretrain", "test", "train", "val"]
-    assert read_manifest(out / "train").num_samples == 20
-
-
-def test_a_killed_replacement_leaves_the_old_split_or_the_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_any_number_of_processes_writes_the_same_bytes(
+    tmp_path: Path, expected: dict[str, str], processes: int
 ) -> None:
-    """Every state of the folder between two steps of a commit that replaces a split."""
-    write(good(9), tmp_path / "train")
-    states: list[int | None] = []
+    time.sleep(1.1 if processes == 1 else 0)  # times in a tar are whole seconds
+    convert_all(SOURCE, tmp_path, processes=processes)
+    assert contents(tmp_path) == expected
+    assert len(expected) == 2 * 12 + 3 + 2 * 3 + 3
 
-    def look() -> None:
-        whole = (tmp_path / "train" / MANIFEST).exists()
-        states.append(read_manifest(tmp_path / "train").num_samples if whole else None)
 
-    rename, unlink = Path.rename, os.unlink
+@pytest.mark.parametrize("order", [(1,), (2, 1), (4, 2, 5, 1, 3), (20, *range(1, 20))])
+def test_any_parts_in_any_order_write_the_same_bytes(
+    tmp_path: Path, expected: dict[str, str], order: tuple[int, ...]
+) -> None:
+    for part in order:
+        convert_part(SOURCE, tmp_path, (part, len(order)))
+    merge(tmp_path)
+    assert contents(tmp_path) == expected
 
-    def watched_rename(path: Path, target: Path) -> Path:
-        look()
-        return rename(path, target)
 
-    def watched_unlink(*arguments: object, **options: object) -> None:
-        look()
-        unlink(*arguments, **options)  # type: ignore[arg-type]
-
-    with Staging(tmp_path, overwrite=True) as staging:
-        write(good(3), staging.path("train"))
-        monkeypatch.setattr(Path, "rename", watched_rename)
-        monkeypatch.setattr(os, "unlink", watched_unlink)
-        staging.commit()
-    assert states[0] == 9
-    assert set(states[2:]) == {3}, "files of the old split were deleted before the new one stood"
+def test_parts_need_not_be_of_one_number(tmp_path: Path, expected: dict[str, str]) -> None:
+    for part in ((1, 2), (3, 3), (2, 4), (4, 4)):
+        convert_part(SOURCE, tmp_path, part)
+    convert_all(SOURCE, tmp_path)
+    assert contents(tmp_path) == expected
 
 
 def test_the_demo_data_set_is_the_same_for_any_number_of_processes(tmp_path: Path) -> None:
     for processes in (1, 2):
-        write(demo_records("pretrain", 40, 3, 16), tmp_path / f"with-{processes}", processes)
-    assert fingerprint(tmp_path / "with-1") == fingerprint(tmp_path / "with-2")
+        write_split(
+            demo_records("pretrain", 40, 3, 16),
+            tmp_path / f"with-{processes}",
+            dataset="demo",
+            split="pretrain",
+            options=FOUR,
+            processes=processes,
+        )
+    assert contents(tmp_path / "with-1") == contents(tmp_path / "with-2")
     assert read_manifest(tmp_path / "with-1").num_samples == 40
+
+
+def keys(root: Path) -> list[str]:
+    manifest = read_manifest(root)
+    return [key for shard in range(len(manifest.names)) for key in read_index(manifest, shard).keys.to_pylist()]
+
+
+def test_a_seed_shuffles_all_records_of_a_split(tmp_path: Path) -> None:
+    orders = {}
+    for name, seed, processes in (("none", None, 1), ("one", 1, 1), ("again", 1, 2), ("two", 2, 1)):
+        convert_all(SOURCE, tmp_path / name, Options(samples_per_shard=4, seed=seed), processes)
+        orders[name] = keys(tmp_path / name / "train")
+        assert sorted(skipped_names(tmp_path / name / "train")) == sorted(skipped_names(tmp_path / "none/train"))
+    assert orders["none"] == sorted(orders["none"]) == sorted(orders["one"]) == sorted(orders["two"])
+    assert len({tuple(order) for order in orders.values()}) == 3
+    assert contents(tmp_path / "one") == contents(tmp_path / "again")
+    moved = [abs(place - orders["none"].index(key)) for place, key in enumerate(orders["one"])]
+    assert sum(moved) / len(moved) > len(moved) / 5, "near a third, when all places are alike"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_progress_tells_every_record_once_also_those_found_finished(tmp_path: Path, processes: int) -> None:
+    convert_part(SOURCE, tmp_path, (2, 3))
+    told = {"train": 0, "val": 0}
+
+    def advance(split: str, count: int) -> None:
+        told[split] += count
+
+    with Staging(tmp_path) as staging:
+        claim(staging, SOURCE)
+        convert(SOURCE, staging, FOUR, processes=processes, on_records=advance)
+    assert told == {"train": 45, "val": 9}
+
+
+# --- kills
+
+
+def start(out: Path, processes: int, *part: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.shards.killable", str(out), str(processes), *part],
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_units(running: subprocess.Popen[str], out: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(list(out.glob(".partial/*/.units/0*.json"))) < count and running.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def wait_for_group(running: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 30
+    while group_lives(running.pid):
+        assert time.monotonic() < deadline, "a process lives on"
+        time.sleep(0.01)
+
+
+def finished_tars(out: Path) -> dict[str, tuple[int, int]]:
+    """Of the units that are noted as finished: each tar's inode and time."""
+    found = {}
+    for note in out.glob(".partial/*/.units/0*.json"):
+        root = note.parents[1]
+        for shard in json.loads(note.read_bytes())["shards"]:
+            state = (root / shard["path"]).stat()
+            found[f"{root.name}/{shard['path']}"] = (state.st_ino, state.st_mtime_ns)
+    return found
+
+
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_a_conversion_killed_again_and_again_ends_as_if_it_were_not(tmp_path: Path, whole_group: bool) -> None:
+    convert_all(slow_source(0), tmp_path / "expected", OPTIONS)
+    out, draw = tmp_path / "out", random.Random(int(whole_group))
+    kept: dict[str, tuple[int, int]] = {}
+    for wanted in (1, 8, 15):
+        with start(out, 2) as running:
+            wait_for_units(running, out, wanted)
+            time.sleep(draw.random() * 0.05)
+            (os.killpg if whole_group else os.kill)(running.pid, signal.SIGKILL)
+        wait_for_group(running)
+        assert running.returncode == -signal.SIGKILL
+        assert [path.name for path in out.iterdir()] == [".partial"]
+        found = finished_tars(out)
+        assert kept.items() <= found.items(), "a finished shard was written again"
+        assert len(found) >= wanted
+        kept = found
+    with start(out, 2) as running:
+        assert running.communicate(timeout=60) == ("", "")
+    wait_for_group(running)
+    assert contents(out) == contents(tmp_path / "expected")
+    for name, (inode, written) in kept.items():
+        state = (out / name).stat()
+        assert (state.st_ino, state.st_mtime_ns) == (inode, written)
+
+
+def test_a_repeated_call_waits_for_the_workers_of_a_killed_one(tmp_path: Path) -> None:
+    convert_all(slow_source(0), tmp_path / "expected", OPTIONS)
+    out = tmp_path / "out"
+    with start(out, 2) as running:
+        wait_for_units(running, out, 2)
+        running.kill()
+        with start(out, 2) as following:  # at once
+            assert following.communicate(timeout=60) == ("", "")
+    assert contents(out) == contents(tmp_path / "expected")
+
+
+def test_a_part_that_is_killed_is_repeated_while_another_goes_on(tmp_path: Path) -> None:
+    convert_all(slow_source(0), tmp_path / "expected", OPTIONS)
+    out = tmp_path / "out"
+    with start(out, 1, "1/2") as one, start(out, 1, "2/2") as two:
+        wait_for_units(two, out, 3)
+        two.kill()
+        two.wait()
+        one.send_signal(signal.SIGSTOP)
+        with pytest.raises(DataError, match="another conversion is writing there"):
+            merge(out)
+        one.send_signal(signal.SIGCONT)
+        with start(out, 1, "2/2") as again:
+            assert again.communicate(timeout=60) == ("", "")
+        assert one.communicate(timeout=60) == ("", "")
+    merge(out)
+    assert contents(out) == contents(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_interruption_keeps_finished_shards_and_nothing_half_written(tmp_path: Path, processes: int) -> None:
+    out = tmp_path / "out"
+    with start(out, processes) as running:
+        wait_for_units(running, out, 3)
+        begin = time.monotonic()
+        os.killpg(running.pid, signal.SIGINT)
+        _, errors = running.communicate(timeout=30)
+        assert time.monotonic() - begin < 10
+    wait_for_group(running)
+    assert errors.count("Traceback") == 1, errors  # the main process's own
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    kept = finished_tars(out)
+    assert len(kept) >= 3
+    with start(out, processes) as running:
+        assert running.communicate(timeout=60) == ("", "")
+    assert all((out / name).stat().st_ino == inode for name, (inode, _) in kept.items())
+    assert len(list(out.rglob(".*"))) == 0
+
+
+# --- what goes wrong on the way
+
+
+def die(number: int) -> bytes:
+    if number == 10:
+        os._exit(1)
+    return encoded(number)
+
+
+def test_a_worker_that_dies_is_one_line_and_finished_shards_stay(tmp_path: Path) -> None:
+    records: list[Record | Skipped] = [Record(f"k{n}", n, ("x",), partial(die, n)) for n in range(40)]
+    with pytest.raises(DataError, match=r"^a worker process died, .*; repeat the call with fewer --processes$"):
+        convert_all(source_of(train=records), tmp_path, processes=2)
+    assert finished_tars(tmp_path)
+    assert not (tmp_path / ".partial/train/.units/000002.json").exists()
+
+
+def stop(number: int) -> bytes:
+    if number == 10:
+        raise DataError("the archive is damaged")
+    return encoded(number)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_error_of_the_source_keeps_its_words(tmp_path: Path, processes: int) -> None:
+    records: list[Record | Skipped] = [Record(f"k{n}", n, ("x",), partial(stop, n)) for n in range(40)]
+    with pytest.raises(DataError, match=r"^the archive is damaged$"):
+        convert_all(source_of(train=records), tmp_path, processes=processes)
+    assert not (tmp_path / "train").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 200 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip("a file system can be mounted by root alone; test_units.py has the error without one")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_is_one_line_and_the_call_goes_on_when_there_is_room(
+    small_disk: Path, tmp_path: Path, processes: int
+) -> None:
+    source = source_of(train=[record(number, encoded(number, "BMP", (50, 50))) for number in range(40)])
+    out = small_disk / "out"
+    with pytest.raises(
+        DataError, match=rf"^{out}/.partial/train: cannot be written to \(No space left on device\)"
+    ):
+        convert_all(source, out, processes=processes)
+    kept = finished_tars(out)
+    assert len(kept) >= 2
+    gc.collect()  # a killed worker's half-written file is the next call's to delete
+    subprocess.run(["mount", "-o", "remount,size=4M", small_disk], check=True)
+    convert_all(source, out, processes=processes)
+    assert all((out / name).stat().st_ino == inode for name, (inode, _) in kept.items())
+    convert_all(source, tmp_path / "expected")
+    assert contents(out) == contents(tmp_path / "expected")
+
+
+# --- size
+
+MEMORY = """
+import resource, sys
+from functools import partial
+from pathlib import Path
+from shards.convert import Options, convert, publish
+from shards.sources.record import Source, Split
+from shards.staging import Staging
+from tests.shards.test_convert import Tiny
+
+def mebibytes(who):
+    return resource.getrusage(who).ru_maxrss / 1024
+
+if __name__ == "__main__":
+    source = Source("d", [Split("train", Tiny(int(sys.argv[2])))])
+    with Staging(Path(sys.argv[1])) as staging:
+        staging.claim(["train"], {})
+        convert(source, staging, Options(), processes=2)
+        reports = publish(staging, "d", ["train"])
+    print(reports["train"].samples, mebibytes(resource.RUSAGE_SELF), mebibytes(resource.RUSAGE_CHILDREN))
+"""
+
+
+class Tiny:
+    """So many records of one pixel, made as they are asked for; every tenth is skipped."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Iterator[Record | Skipped]:
+        load = partial(bytes, encoded(0, "GIF", (1, 1)))
+        for number in range(self.count):
+            yield Record(f"k{number:08d}", number, ("a caption of some length",), load)
+            if number % 10 == 0:
+                yield Skipped(f"skipped {number}", "for a reason of some length")
+
+
+def peaks(tmp_path: Path, count: int) -> tuple[float, float]:
+    """Most memory of the main process and of a worker, MiB."""
+    script = tmp_path / "script.py"
+    script.write_text(MEMORY)
+    done = subprocess.run(
+        [sys.executable, script, str(tmp_path / f"of-{count}"), str(count)],
+        env=ENVIRONMENT,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    samples, main, worker = done.stdout.split()
+    assert int(samples) == count
+    return float(main), float(worker)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_source(tmp_path: Path) -> None:
+    few, many = peaks(tmp_path, 10_000), peaks(tmp_path, 100_000)
+    assert many[0] < few[0] + 10
+    assert many[1] < few[1] + 10
+
+
+def test_an_endless_source_is_taken_only_a_bounded_way_ahead(tmp_path: Path) -> None:
+    taken = 0
+
+    class Endless:
+        def __iter__(self) -> Iterator[Record | Skipped]:
+            nonlocal taken
+            for number in itertools.count():
+                taken = number
+                yield record(number, b"x" if number < 10_000 else encoded())
+
+    class EnoughError(Exception):
+        pass
+
+    def advance(_split: str, _count: int) -> None:
+        if taken > 100:
+            raise EnoughError
+
+    with pytest.raises(EnoughError), Staging(tmp_path) as staging:
+        source = Source("d", [Split("train", Endless())])
+        claim(staging, source)
+        convert(source, staging, FOUR, processes=2, on_records=advance)
+    assert taken < 200
+
+
+# --- the rest
+
+
+def test_write_split_leaves_nothing_when_it_fails(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="split val: no usable sample"):
+        write_split([record(0, b"x")], tmp_path / "folder", dataset="d", split="val")
+    assert not list(tmp_path.iterdir())
+
+
+@given(st.integers(1, 10**6), st.integers(0, 10**6))
+def test_a_part_is_written_as_i_of_n(first: int, more: int) -> None:
+    assert parse_part(f"{first}/{first + more}") == (first, first + more)
+
+
+@settings(max_examples=30)
+@given(
+    st.one_of(st.sampled_from(["0/2", "3/2", "1", "1/", "/2", "-1/2", "1/2/3", "a/b", "1 / 2", "1/0"]), st.text())
+)
+def test_another_part_is_refused(text: str) -> None:
+    first, _, last = text.partition("/")
+    if first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last):
+        return
+    with pytest.raises(DataError, match=r"(?s)--part .*write I/N with I from 1 to N"):
+        parse_part(text)
+
+
+def test_the_lock_is_held_for_a_while_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shards.staging, "PATIENCE", 0.2)
+    with Staging(tmp_path):
+        begin = time.monotonic()
+        with pytest.raises(DataError), Staging(tmp_path):
+            pass
+        assert 0.2 <= time.monotonic() - begin < 2
+
+
+def test_open_files_do_not_add_up(tmp_path: Path) -> None:
+    def open_files() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    convert_all(source_of(train=list(good(5))), tmp_path / "first", processes=2)
+    before = open_files()
+    for number in range(5):
+        convert_all(source_of(train=list(good(5))), tmp_path / str(number), processes=2)
+        with pytest.raises(DataError):
+            convert_all(source_of(train=[record(0, b"x")]), tmp_path / "failed", processes=2)
+    assert open_files() <= before
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > before

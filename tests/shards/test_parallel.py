@@ -6,10 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count, islice
+from multiprocessing import active_children
 from pathlib import Path
 
+import psutil
 import pytest
 
+from shards.errors import DataError
+from shards.lock import FileLock
 from shards.parallel import CHUNK, ordered_map
 
 
@@ -86,18 +90,54 @@ def test_an_error_of_the_items_reaches_the_caller(processes: int) -> None:
 
 
 def test_a_worker_that_dies_is_an_error_and_no_hang() -> None:
-    with pytest.raises(RuntimeError, match="terminated abruptly"):
+    with pytest.raises(DataError, match="a worker process died, as the system makes it when memory runs out"):
         list(ordered_map(exit_at_once, range(100), 2))
+
+
+def sleep_long(_number: int) -> None:
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("stop", [KeyError, DataError])
+def test_an_error_does_not_wait_for_what_workers_do(stop: type[Exception]) -> None:
+    def items() -> Iterator[int]:
+        yield from range(2)
+        time.sleep(1)  # until both work
+        raise stop("stop")
+
+    begin = time.monotonic()
+    with pytest.raises(stop):
+        list(ordered_map(sleep_long, items(), 2, chunk=1))
+    assert time.monotonic() - begin < 60
+    assert not active_children()
+
+
+def test_a_caller_that_stops_early_does_not_wait_either() -> None:
+    begin = time.monotonic()
+    results = ordered_map(sleep_long_after_the_first, count(), 2, chunk=1)
+    assert next(results) == 0
+    results.close()
+    assert time.monotonic() - begin < 60
+    assert not active_children()
+
+
+def sleep_long_after_the_first(number: int) -> int:
+    time.sleep(600 if number else 0)
+    return number
 
 
 PROGRAM = """
 import signal, sys, time
+from pathlib import Path
+from shards.lock import FileLock
 from shards.parallel import ordered_map
 
 if __name__ == "__main__":
+    lock = FileLock(Path(__file__).with_name("lock"))
+    lock.acquire()
     # a test run in the background hands down that interrupts are ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for _ in ordered_map(time.sleep, [0.001] * 100_000, 2):
+    for _ in ordered_map(time.sleep, [0.001] * 100_000, 2, lock=lock):
         print("under way", flush=True)
         time.sleep(float(sys.argv[1]))
 """
@@ -142,6 +182,20 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path, pause: float) -
         while group_lives(program.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not group_lives(program.pid)
+
+
+def test_a_lock_ends_with_the_last_worker(tmp_path: Path) -> None:
+    with under_way(tmp_path, pause=60) as program:
+        workers = [child for child in psutil.Process(program.pid).children() if "spawn_main" in child.cmdline()[-2]]
+        assert len(workers) == 2
+        workers[0].suspend()
+        program.kill()
+        program.wait()
+        lock = FileLock(tmp_path / "lock")
+        assert not lock.acquire(patience=1), "a worker may still write"
+        workers[0].resume()
+        assert lock.acquire(patience=30)
+        lock.close()
 
 
 def test_workers_stay_quiet_when_the_user_interrupts(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_a_machine_that_cannot_read_skips_nothing() -> None:
     def load() -> bytes:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    with pytest.raises(DataError, match="key: the image file cannot be read .*Too many open files"):
+    with pytest.raises(DataError, match=r"key: the image file cannot be read .*Too many open files"):
         load_sample(Record("key", 1, ("x",), load), Resize())
 
 

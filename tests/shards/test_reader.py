@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import shards.reader
+import shards.storage.local
 from shards.errors import DataError
 from shards.manifest import Manifest, read_index
 from shards.reader import ShardReader
@@ -27,7 +27,7 @@ def reader(manifest: Manifest) -> Iterator[ShardReader]:
 def open_shards(manifest: Manifest) -> list[str]:
     """The shards of the folder that this process holds open."""
     targets = (os.path.realpath(descriptor) for descriptor in Path("/proc/self/fd").iterdir())
-    return [target for target in targets if target.startswith(str(manifest.root)) and target.endswith(".tar")]
+    return [target for target in targets if target.startswith(manifest.location) and target.endswith(".tar")]
 
 
 def test_every_sample_is_found_at_its_place(reader: ShardReader) -> None:
@@ -36,11 +36,12 @@ def test_every_sample_is_found_at_its_place(reader: ShardReader) -> None:
         sample = reader.read(shard, row)
         assert sample.captions == [f"caption {place} of picture {number}" for place in range(3)]
         assert sample.image.startswith(b"\xff\xd8\xff")
-        assert reader.index(shard).keys[row] == f"picture-{number:04d}"
+        assert reader.index(shard).key(row) == f"picture-{number:04d}"
 
 
-def test_few_shards_are_kept_open(reader: ShardReader, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards.reader, "OPEN_SHARDS", 2)
+def test_few_shards_are_kept_open(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards.storage.local, "_most_open_files", lambda: 2)
+    reader = ShardReader(manifest)
     for shard in (0, 1, 2, 0, 1, 2):
         assert reader.read(shard, 1).captions
         assert 1 <= len(open_shards(manifest)) <= 2
@@ -57,7 +58,7 @@ def test_shards_are_closed_with_a_forgotten_reader(manifest: Manifest) -> None:
 
 
 def test_a_shard_that_ends_early_is_named_with_the_sample(reader: ShardReader, manifest: Manifest) -> None:
-    path = manifest.shard_path(1)
+    path = Path(manifest.shard_location(1))
     path.write_bytes(path.read_bytes()[: int(read_index(manifest, 1).offsets[2]) + 700])
     assert reader.read(1, 1).captions
     with pytest.raises(DataError, match=r"train-000001\.tar: sample picture-0007: the shard ends early"):
@@ -65,7 +66,7 @@ def test_a_shard_that_ends_early_is_named_with_the_sample(reader: ShardReader, m
 
 
 def test_damaged_bytes_are_named_with_the_sample(reader: ShardReader, manifest: Manifest) -> None:
-    path, offset = manifest.shard_path(1), int(read_index(manifest, 1).offsets[2])
+    path, offset = Path(manifest.shard_location(1)), int(read_index(manifest, 1).offsets[2])
     data = bytearray(path.read_bytes())
     data[offset : offset + 512] = b"x" * 512
     path.write_bytes(data)
@@ -76,7 +77,7 @@ def test_damaged_bytes_are_named_with_the_sample(reader: ShardReader, manifest: 
 @pytest.mark.parametrize(("member", "lost"), [("jpg", "image"), ("json", "captions")])
 def test_a_sample_without_one_of_its_members_is_named(manifest: Manifest, member: str, lost: str) -> None:
     index = read_index(manifest, 0)
-    data = manifest.shard_path(0).read_bytes()[: int(index.sizes[0])]
+    data = Path(manifest.shard_location(0)).read_bytes()[: int(index.sizes[0])]
     renamed = data.replace(f"picture-0000.{member}".encode(), f"picture-0000.{'t' * len(member)}".encode())
     # the header's checksum is the sum of its bytes
     fixed = bytearray(renamed)
