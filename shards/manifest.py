@@ -231,7 +231,8 @@ def read_manifest(location: str | Path, cache: Cache | None = None, *, check_sha
     where = join(location, SHARD_TABLE)
     try:
         data = fetch(where, cache).read_bytes()
-        table = pq.read_table(pa.BufferReader(data))
+        # on this thread: one of Arrow's that still frees `data` when the interpreter ends aborts the process
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         if table.schema != SHARD_SCHEMA or any(column.null_count for column in table.columns):
             raise pa.ArrowInvalid("another layout")
     except (OSError, pa.ArrowException) as error:

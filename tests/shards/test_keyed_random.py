@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.keyed_random import key_of, mix, permutation, uniforms
+from shards.keyed_random import below, key_of, mix, mix_int, permutation, uniforms
 
 PARTS = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4)
 
@@ -17,10 +17,15 @@ def test_mix_is_the_published_splitmix64_step() -> None:
     assert mix(states).tolist() == published
 
 
+@given(st.integers(0, 2**64 - 1))
+def test_one_number_is_mixed_as_in_an_array(value: int) -> None:
+    assert mix_int(value) == int(mix(np.array([value], np.uint64))[0])
+
+
 def test_values_are_pinned_across_library_versions() -> None:
     assert int(key_of(1, 2, 3)) == 9812528628958509896
     assert permutation(key_of(5), 10).tolist() == [3, 5, 2, 4, 6, 0, 9, 8, 7, 1]
-    assert uniforms(key_of(5), 3).tolist() == [0.42855621241884956, 0.8169358586371128, 0.4133400373509277]
+    assert uniforms(key_of(5), 3) == [0.42855621241884956, 0.8169358586371128, 0.4133400373509277]
 
 
 @given(PARTS)
@@ -37,9 +42,21 @@ def test_the_order_of_the_parts_counts() -> None:
     assert len({int(key_of(*parts)) for parts in ((1, 2, 3), (3, 2, 1), (1, 3, 2), (1, 2), (1, 2, 0))}) == 5
 
 
-def test_negative_parts_are_refused() -> None:
+@pytest.mark.parametrize("part", [-1, 2**64])
+def test_parts_beyond_64_bits_are_refused(part: int) -> None:
     with pytest.raises(OverflowError):
-        key_of(-1)
+        key_of(3, part)
+
+
+def test_numpy_integers_are_the_same_parts() -> None:
+    assert key_of(np.int64(7), np.uint64(2**63)) == key_of(7, 2**63)
+
+
+def test_numbers_below_a_bound_are_drawn_evenly() -> None:
+    drawn = [below(key_of(1, number), 5) for number in range(5000)]
+    counts = np.bincount(drawn, minlength=5)
+    assert len(counts) == 5
+    assert counts.min() > 900
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 300))
@@ -64,5 +81,5 @@ def test_uniforms_fill_the_unit_interval_evenly() -> None:
 
 
 def test_uniforms_of_one_key_are_a_prefix_of_more_uniforms_of_it() -> None:
-    assert uniforms(key_of(9), 8)[:3].tolist() == uniforms(key_of(9), 3).tolist()
-    assert len(set(uniforms(key_of(9), 8).tolist())) == 8
+    assert uniforms(key_of(9), 8)[:3] == uniforms(key_of(9), 3)
+    assert len(set(uniforms(key_of(9), 8))) == 8
