@@ -104,13 +104,13 @@ def test_a_large_jpeg_shows_the_same_as_a_png(transform) -> None:
 
 @pytest.mark.parametrize("form", ["YCbCr", "CMYK"])
 def test_a_large_jpeg_is_decoded_at_a_smaller_scale(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By either decoder: simplejpeg for the first, Pillow for the second."""
+    """By either decoder: simplejpeg for the first, Pillow for the second; with twice the pixels that the result has."""
     sizes = []
     real = torch.nn.functional.interpolate
     monkeypatch.setattr(
         torch.nn.functional, "interpolate", lambda x, *a, **k: sizes.append(tuple(x.shape[2:])) or real(x, *a, **k)
     )
-    for side, short in ((64, 151), (200, 301), (400, 602), (700, 1203)):
+    for side, short in ((32, 151), (100, 301), (150, 301), (151, 602), (300, 602), (400, 1203)):
         center_crop(side)(encoded(coordinates(1601, 1203).convert(form), "JPEG"), ANY_KEY)
         assert sizes.pop() == pytest.approx((short, short), abs=1)
 
