@@ -104,7 +104,7 @@ def test_a_large_jpeg_shows_the_same_as_a_png(transform) -> None:
 
 @pytest.mark.parametrize("form", ["YCbCr", "CMYK"])
 def test_a_large_jpeg_is_decoded_at_a_smaller_scale(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By either decoder: simplejpeg for the first, Pillow for the second; with twice the pixels that the result has."""
+    """By either decoder: simplejpeg for the first, Pillow for the second; with twice the pixels that are wanted."""
     sizes = []
     real = torch.nn.functional.interpolate
     monkeypatch.setattr(
