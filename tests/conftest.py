@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from shards.manifest import Manifest, read_manifest
 from shards.sources.record import Record
 
 REPOSITORY = Path(__file__).parents[1]
+
+# a test run in the background ignores interrupts, and would hand that down to the programs that tests interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -382,7 +382,7 @@ def test_the_published_annotations_without_images_are_one_clear_line(
     command = ("shards", "convert", "karpathy", "--annotations", published, "--images", "images", "--out", "out")
     missing = "COCO_val2014_000000391895: the image file is missing"
     refused(itm(*command, "--dry-run"), "split test: none of the first 20 samples is usable", missing)
-    refused(itm(*command), f"split test: no usable sample; the first of 5000: {missing}")
+    refused(itm(*command), f"split test: no usable sample; the first of 5,000: {missing}")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
@@ -458,7 +458,12 @@ def start_long(folder: Path) -> "subprocess.Popen[str]":
     counts = ("--pretrain", 200, "--train", 200, "--val", 1, "--test", 1, "--side", 16)
     command = itm_command("shards", "demo", "--out", "out", *counts, "--samples-per-shard", 5, "--processes", 1)
     process = subprocess.Popen(
-        command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 120
     while not list(folder.glob("out/.partial/pretrain/.units/*.json")):
