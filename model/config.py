@@ -90,5 +90,11 @@ class ContrastConfig(_Config):
     initial_scale: float | None = Field(
         None, gt=0, description="learnable factor of similarities at the start; null: clip 1/0.07, siglip 10"
     )
-    max_scale: float = Field(100.0, gt=0, description="the factor's upper bound")
+    max_scale: float = Field(100.0, gt=0, description="clip: the factor's upper bound")
     initial_bias: float = Field(-10.0, description="siglip: learnable bias of the logits at the start")
+
+    @model_validator(mode="after")
+    def _starts_within_bound(self) -> Self:
+        if self.kind == "clip" and self.initial_scale is not None and self.initial_scale > self.max_scale:
+            raise ValueError(f"initial_scale: {self.initial_scale} is above max_scale {self.max_scale}")
+        return self

@@ -22,15 +22,15 @@ class Contrast(nn.Module):
     def __init__(self, config: ContrastConfig) -> None:
         super().__init__()
         scale = INITIAL_SCALE[config.kind] if config.initial_scale is None else config.initial_scale
-        self.max_log_scale = math.log(config.max_scale)
+        self.max_log_scale = math.log(config.max_scale) if config.kind == "clip" else math.inf
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.bias = nn.Parameter(torch.tensor(config.initial_bias)) if config.kind == "siglip" else None
 
     def scale(self) -> torch.Tensor:
         """What similarities are multiplied by, a scalar.
 
-        The bound is CLIP's. Its gradient passes beyond the bound (ours), so that the scale can come back, and so
-        that ranks need not agree on the gradient's sign.
+        The bound is CLIP's. The gradient passes also beyond it (ours): the scale can come back, and the ranks'
+        gradients are still averaged.
         """
         beyond = (self.log_scale - self.max_log_scale).clamp(min=0).detach()
         return (self.log_scale - beyond).exp()

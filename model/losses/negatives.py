@@ -39,7 +39,8 @@ def distance_weighted_negative(
         dimension: of the density; the papers' 512 also where D is another.
     """
     closest, farthest = (1 - distance**2 / 2 for distance in (MIN_DISTANCE, MAX_DISTANCE))
-    too_far = 1 - cutoff**2 / 2
+    # opposite vectors may by rounding be farther than 2; -2 is between them and excluded keys
+    too_far = 1 - cutoff**2 / 2 if cutoff < 2 else -2.0
 
     def score(tile: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:
         forbidden = tile < too_far
