@@ -76,7 +76,7 @@ def logsumexp_over_keys(queries: torch.Tensor, ids: torch.Tensor, keys: Keys) ->
 
     Gradients to `queries` and `keys.vectors`. Queries come multiplied by the temperature's inverse.
     """
-    result: torch.Tensor = _LogSumExp.apply(queries, ids, *keys)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _LogSumExp.apply(_watched(queries), ids, *keys)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -87,8 +87,13 @@ def sum_over_keys(
 
     Gradients to `queries`, `shift` and `keys.vectors`.
     """
-    result: torch.Tensor = _Sum.apply(queries, shift, ids, *keys, activation)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _Sum.apply(_watched(queries), _watched(shift), ids, *keys, activation)  # type: ignore[no-untyped-call]
     return result
+
+
+def _watched(rows: torch.Tensor) -> torch.Tensor:
+    """Also under `no_grad` a function is told that its inputs require gradients, and would sum them up."""
+    return rows if torch.is_grad_enabled() else rows.detach()
 
 
 class _LogSumExp(torch.autograd.Function):
