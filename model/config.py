@@ -1,6 +1,6 @@
 """The typed settings of this package: what the model is, and what it is trained on to minimise."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -40,12 +40,25 @@ class ModelConfig(_Config):
 
 
 class BaseLossConfig(_Config):
-    """L_base, the VSE++ hinge with the hardest negative of the global batch (Faghri et al., BMVC 2018)."""
+    """L_base, the hinge with one negative of the global batch an anchor: the hardest (VSE++, Faghri et al.,
+    BMVC 2018), or one drawn by the inverse density of its distance (AAHR's default; Wu et al., ICCV 2017)."""
 
     weight: float = Field(1.0, ge=0, description="of the term in the loss")
     margin: float = Field(0.2, ge=0, description="in units of cosine similarity")
     all_negatives_steps: int | None = Field(
         None, ge=0, description="steps with the mean over all negatives before the hardest; null: the first epoch"
+    )
+    negatives: Literal["hardest", "distance-weighted"] = Field(
+        "hardest", description="how an anchor's negative is chosen; distance-weighted does so from the first step"
+    )
+    cutoff: float = Field(
+        1.7,
+        gt=0.5,
+        le=2,
+        description="distance-weighted: negatives at a larger distance are left out (1.7 Flickr30K, 1.9 COCO)",
+    )
+    density_dimension: int = Field(
+        512, ge=4, description="distance-weighted: d of the sphere whose density of distances is inverted"
     )
 
 
@@ -53,3 +66,35 @@ class LossConfig(_Config):
     """The terms of the loss."""
 
     base: BaseLossConfig = BaseLossConfig()
+
+
+class MomentumContrastConfig(_Config):
+    """L_moco, InfoNCE against a queue of momentum embeddings (MoCo, arXiv 1911.05722, as in AAHR)."""
+
+    weight: float = Field(1.0, ge=0, description="of the term in the loss")
+    start_step: int | None = Field(
+        None, ge=0, description="the term's first optimiser step; null: as soon as the queue is full"
+    )
+    temperature: float = Field(0.07, gt=0, description="what similarities are divided by")
+    query: Literal["fused", "local"] = Field(
+        "fused", description="the online embedding that queries: the final one, or the un-fused local one"
+    )
+
+
+class ContrastConfig(_Config):
+    """The baselines: CLIP's loss (arXiv 2103.00020) or SigLIP's (arXiv 2303.15343), as the only ranking loss."""
+
+    kind: Literal["clip", "siglip"] = Field("clip", description="softmax over the batch, or a sigmoid a pair")
+    weight: float = Field(1.0, ge=0, description="of the term in the loss")
+    start_step: int = Field(0, ge=0, description="the term's first optimiser step")
+    initial_scale: float | None = Field(
+        None, gt=0, description="learnable factor of similarities at the start; null: clip 1/0.07, siglip 10"
+    )
+    max_scale: float = Field(100.0, gt=0, description="clip: the factor's upper bound")
+    initial_bias: float = Field(-10.0, description="siglip: learnable bias of the logits at the start")
+
+    @model_validator(mode="after")
+    def _starts_within_bound(self) -> Self:
+        if self.kind == "clip" and self.initial_scale is not None and self.initial_scale > self.max_scale:
+            raise ValueError(f"initial_scale: {self.initial_scale} is above max_scale {self.max_scale}")
+        return self

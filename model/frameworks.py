@@ -7,6 +7,7 @@ from model.aahr.head import image_head, text_head
 from model.collectives import gather
 from model.config import LossConfig, ModelConfig
 from model.losses.hinge import hinge_loss
+from model.losses.tiles import Keys
 from model.towers.open_clip import ImageTower, TextTower, build_towers, tower_widths
 
 
@@ -63,9 +64,10 @@ class Framework(nn.Module):
         both = gather(torch.cat([image, caption], dim=1))
         all_images, all_captions = both.chunk(2, dim=1)
         all_ids, all_valid = gather(torch.stack([image_ids, valid.to(image_ids.dtype)], dim=1)).unbind(dim=1)
-        excluded = (image_ids.unsqueeze(1) == all_ids) | (all_valid == 0)
         weight = valid * (len(all_valid) / all_valid.sum())
         config, hardest = self.loss.base, step >= self.all_negatives_steps
-        base = hinge_loss(image, caption, all_captions, excluded, config.margin, hardest, weight)
-        base = base + hinge_loss(caption, image, all_images, excluded, config.margin, hardest, weight)
+        images_keys, captions_keys = (Keys(rows, all_ids, all_valid.bool()) for rows in (all_images, all_captions))
+        base = hinge_loss(image, image_ids, caption, captions_keys, config.margin, hardest)
+        base = base + hinge_loss(caption, image_ids, image, images_keys, config.margin, hardest)
+        base = (base * weight).mean()
         return {"loss": config.weight * base, "base": base.detach()}

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from model.collectives import average, gather, rank, world_size
 from model.group_norm import GroupBatchNorm
 from model.losses.hinge import hinge_loss
+from model.losses.tiles import Keys
 
 LOCAL, WIDTH, GROUP = 4, 6, 2
 IDS = torch.tensor([0, 1, 1, 3, 4, 0, 6, 7, 1, 9, 10, 11])  # the same images on several ranks
@@ -28,10 +29,14 @@ def both_directions(image: torch.Tensor, caption: torch.Tensor, ids: torch.Tenso
     """The loss of this rank's pairs among those of all ranks."""
     image, caption = normalize(image, dim=1), normalize(caption, dim=1)
     all_images, all_captions = gather(image), gather(caption)
-    same = ids.unsqueeze(1) == gather(ids)
-    return hinge_loss(image, caption, all_captions, same, 0.2, hardest) + hinge_loss(
-        caption, image, all_images, same, 0.2, hardest
+    all_ids = gather(ids)
+    images, captions = (
+        Keys(rows, all_ids, torch.ones_like(all_ids, dtype=torch.bool)) for rows in (all_images, all_captions)
     )
+    losses = hinge_loss(image, ids, caption, captions, 0.2, hardest) + hinge_loss(
+        caption, ids, image, images, 0.2, hardest
+    )
+    return losses.mean()
 
 
 def norm_statistics(x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,54 @@
+"""The baselines, CLIP's and SigLIP's loss, with their learnable scale and bias."""
+
+import math
+
+import torch
+from torch import nn
+
+from model.config import ContrastConfig
+from model.losses.info_nce import info_nce
+from model.losses.sigmoid import sigmoid_loss
+from model.losses.tiles import Keys
+
+INITIAL_SCALE = {"clip": 1 / 0.07, "siglip": 10.0}
+
+
+class Contrast(nn.Module):
+    """Images and captions of this rank against those of all ranks.
+
+    Its parameters, `log_scale` and for SigLIP `bias`, are scalars that weight decay should leave alone.
+    """
+
+    def __init__(self, config: ContrastConfig) -> None:
+        super().__init__()
+        scale = INITIAL_SCALE[config.kind] if config.initial_scale is None else config.initial_scale
+        self.max_log_scale = math.log(config.max_scale) if config.kind == "clip" else math.inf
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.bias = nn.Parameter(torch.tensor(config.initial_bias)) if config.kind == "siglip" else None
+
+    def scale(self) -> torch.Tensor:
+        """What similarities are multiplied by, a scalar.
+
+        The bound is CLIP's. The gradient passes also beyond it (ours): the scale can come back, and the ranks'
+        gradients are still averaged.
+        """
+        beyond = (self.log_scale - self.max_log_scale).clamp(min=0).detach()
+        return (self.log_scale - beyond).exp()
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        captions: torch.Tensor,
+        ids: torch.Tensor,
+        all_images: Keys,
+        all_captions: Keys,
+    ) -> torch.Tensor:
+        """(b, D), (b, D) normalised, (b,), the gathered batch -> (b,), one value a pair.
+
+        CLIP's is the mean of the two directions; SigLIP's covers every pair once, with images as anchors.
+        """
+        scale = self.scale()
+        if self.bias is not None:
+            return sigmoid_loss(images, ids, captions, all_captions, scale, self.bias)
+        to_captions = info_nce(images, ids, captions, [all_captions], scale)
+        return (to_captions + info_nce(captions, ids, images, [all_images], scale)) / 2
