@@ -153,3 +153,17 @@ def test_a_step_without_any_sample_is_recorded_as_none() -> None:
     bank.record(torch.zeros(3, dtype=torch.int64), 4)
     assert not bank.usage.any()
     assert not bank.last_used.any()
+
+
+def test_a_step_compiles_without_a_break() -> None:
+    """A break is where Python would wait for a value."""
+    images, texts = unit_rows(6, 5, 0), unit_rows(6, 5, 1)
+    bank, compiled = bank_of(unit_rows(4, 5, 2)), bank_of(unit_rows(4, 5, 2))
+
+    def step(bank: PrototypeBank) -> torch.Tensor:
+        scores = bank(torch.stack([images, texts]))
+        bank.record(nearest_counts(scores, VALID), 7)
+        return prototype_loss(scores[0], scores[1], VALID, TEMPERATURE, EPSILON, ITERATIONS) + bank.usage_entropy()
+
+    torch.testing.assert_close(torch.compile(step, fullgraph=True, backend="eager")(compiled), step(bank))
+    assert torch.equal(compiled.last_used, bank.last_used)

@@ -20,7 +20,7 @@ from trainer.partitions import MOMENTS, replace_rows, whole_moment, whole_weight
 
 WORLD, ROWS, STEPS, DECAY, LR = 2, 8, 6, 0.8, 0.05
 ANEW = torch.tensor([True, False, False, True, True])  # prototypes that are set anew after step 3
-STAGES = (0, 2, 3)
+STAGES = (0, 1, 2, 3)
 
 
 class Encoder(nn.Module):
