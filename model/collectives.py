@@ -57,3 +57,12 @@ def average(values: torch.Tensor) -> torch.Tensor:
     total = values.clone()
     dist.all_reduce(total)
     return total / world_size()
+
+
+def from_first(values: torch.Tensor) -> torch.Tensor:
+    """Rank 0's tensor on every rank; the others pass one of the same shape and dtype."""
+    if world_size() == 1:
+        return values
+    values = values.detach().clone().contiguous()
+    dist.broadcast(values, src=0)
+    return values

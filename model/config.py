@@ -98,3 +98,33 @@ class ContrastConfig(_Config):
         if self.kind == "clip" and self.initial_scale is not None and self.initial_scale > self.max_scale:
             raise ValueError(f"initial_scale: {self.initial_scale} is above max_scale {self.max_scale}")
         return self
+class PrototypeConfig(_Config):
+    """L_proto, AAHR's prototype contrast, and what keeps its prototypes in use (the latter ours)."""
+
+    count: int = Field(384, ge=1, description="prototypes; the paper has 384 on Flickr30K, 768 on COCO")
+    weight: float = Field(0.2, ge=0, description="of the term in the loss")
+    start_step: int = Field(2200, ge=0, description="optimiser steps before the term starts")
+    temperature: float = Field(0.1, gt=0, description="of the predictions")
+    sinkhorn_iterations: int = Field(3, ge=1, description="of Sinkhorn-Knopp, which makes the assignments")
+    sinkhorn_epsilon: float = Field(0.1, gt=0, description="temperature of the assignments")
+    reestimate_every: int = Field(
+        0, ge=0, description="steps between two estimates by k-means over the queue; 0: never"
+    )
+    reseed_after: int = Field(
+        0, ge=0, description="steps without a nearest sample after which a prototype is set anew; 0: never"
+    )
+
+
+class QueueConfig(_Config):
+    """The queue of momentum embeddings."""
+
+    size: int = Field(2048, ge=1, description="pairs kept, one global batch at least; 65536 suits large runs")
+
+
+class MomentumConfig(_Config):
+    """The moving average of the encoders."""
+
+    decay: float = Field(0.999, ge=0, lt=1, description="share of the average that one step keeps")
+    ramp: Literal["constant", "cosine"] = Field(
+        "constant", description="the decay stays, or rises along a cosine to 1 at the end of the run"
+    )

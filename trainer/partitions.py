@@ -55,6 +55,30 @@ def set_moments(engine: Any, moments: dict[str, dict[str, torch.Tensor]], step: 
                 optimizer.state[flat][moment].view(-1)[inner] = source.to(flat.device)
 
 
+@torch.no_grad()
+def replace_rows(engine: Any, parameter: torch.nn.Parameter, weight: torch.Tensor, rows: torch.Tensor) -> None:
+    """Set the rows of a weight that (N,) bool `rows` names to those of `weight`, and forget their moments.
+
+    `weight` is whole, (N, ...), float32, the same on every rank. The optimiser's own copy is set, too, or
+    its next step would undo it.
+    """
+    optimizer, stage = _inner_optimizer(engine), engine.zero_optimization_stage()
+    whole_rows = rows.view(-1, *[1] * (weight.ndim - 1)).expand_as(weight).flatten()
+    for flat, inner, outer in _spans(engine, parameter):
+        chosen = whole_rows[outer].to(flat.device)
+        own = flat.detach().view(-1)[inner]
+        own.copy_(torch.where(chosen, weight.flatten()[outer].to(own), own))
+        state = optimizer.state.get(flat, {})
+        for moment in MOMENTS:
+            if moment in state:
+                state[moment].view(-1)[inner].masked_fill_(chosen, 0)
+        if stage == 3:
+            part = parameter.ds_tensor  # type: ignore[attr-defined]
+            part.view(-1)[: len(own)].copy_(own)
+    if stage in (1, 2):
+        parameter.copy_(torch.where(whole_rows.view_as(weight), weight.to(parameter), parameter))
+
+
 def _inner_optimizer(engine: Any) -> torch.optim.Optimizer:
     stage = engine.zero_optimization_stage()
     optimizer: torch.optim.Optimizer = engine.optimizer if stage == 0 else engine.optimizer.optimizer

@@ -1,0 +1,162 @@
+"""The momentum average and rows set anew inside real DeepSpeed engines, against plain torch in one process."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn.functional import normalize
+
+from model.group_norm import GroupBatchNorm
+from model.memory.bank import PrototypeBank
+from model.memory.momentum import MomentumCopy
+from trainer.deepspeed_setup import prepare_deepspeed
+from trainer.distributed import free_port
+from trainer.partitions import MOMENTS, replace_rows, whole_moment, whole_weight
+
+WORLD, ROWS, STEPS, DECAY, LR = 2, 8, 6, 0.8, 0.05
+ANEW = torch.tensor([True, False, False, True, True])  # prototypes that are set anew after step 3
+STAGES = (0, 1, 2, 3)
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        # a bias before a batch norm has no gradient but rounding, which Adam would make steps of
+        self.linear = nn.Linear(5, 7, bias=False)
+        self.norm = GroupBatchNorm(7, 4)
+        self.out = nn.Linear(7, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.out(self.norm(self.linear(x).unsqueeze(1)).squeeze(1))
+        return y
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.online = Encoder()
+        self.momentum = MomentumCopy(self.online)
+        self.bank = PrototypeBank(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query = normalize(self.online(x), dim=1)
+        with torch.no_grad():
+            key = normalize(self.momentum.module(x), dim=1)
+        loss: torch.Tensor = (self.bank(query) * self.bank(key).softmax(dim=1)).sum() / len(x) - (
+            query * key
+        ).mean()
+        return loss
+
+
+def model_and_data() -> tuple[Model, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    model, data, anew = Model(), torch.randn(STEPS, ROWS, 5), torch.randn(5, 3)
+    return model, data, anew
+
+
+def plain() -> dict[str, torch.Tensor]:
+    """All steps over the global batch in one process."""
+    model, data, anew = model_and_data()
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR)
+    found = {}
+    for step, x in enumerate(data):
+        optimizer.zero_grad()
+        loss = model(x)
+        loss.backward()
+        optimizer.step()
+        model.momentum.update(model.online, DECAY)
+        found[f"loss {step}"] = loss.detach()
+        if step == 3:
+            with torch.no_grad():
+                model.bank.prototypes[ANEW] = anew[ANEW]
+            for moment in MOMENTS:
+                optimizer.state[model.bank.prototypes][moment][ANEW] = 0
+    state = optimizer.state[model.bank.prototypes]
+    return found | dict(model.state_dict()) | {moment: state[moment] for moment in MOMENTS}
+
+
+def engine_of(model: Model, stage: int) -> Any:
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR),
+        config={
+            "train_batch_size": ROWS,
+            "train_micro_batch_size_per_gpu": ROWS // WORLD,
+            "gradient_clipping": 0.0,
+            "steps_per_print": 10**9,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        },
+    )
+    return engine
+
+
+def engineered(stage: int, rank: int) -> dict[str, torch.Tensor]:
+    model, data, anew = model_and_data()
+    engine = engine_of(model, stage)
+    engine.train()
+    half = ROWS // WORLD
+    found = {}
+    for step, x in enumerate(data):
+        loss = engine(x[rank * half : (rank + 1) * half])
+        engine.backward(loss)
+        engine.step()
+        model.momentum.update(model.online, DECAY)
+        mean = loss.detach().clone()
+        dist.all_reduce(mean)
+        found[f"loss {step}"] = mean / WORLD
+        if step == 3:
+            replace_rows(engine, model.bank.prototypes, anew, ANEW)
+            now = whole_weight(engine, model.bank.prototypes)
+            assert torch.equal(now[ANEW], anew[ANEW]), "visible before the next step"
+    found |= {name: whole_weight(engine, parameter).clone() for name, parameter in model.named_parameters()}
+    found |= {moment: whole_moment(engine, model.bank.prototypes, moment) for moment in MOMENTS}
+    found["partitioned"] = torch.tensor([hasattr(p, "ds_tensor") for p in model.momentum.parameters()])
+    engine.destroy()
+    return found | {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def measure(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
+    prepare_deepspeed("gloo")
+    torch.save({stage: engineered(stage, rank) for stage in STAGES}, Path(folder) / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[int, dict[str, torch.Tensor]]]:
+    folder = tmp_path_factory.mktemp("zero")
+    spawn(measure, (free_port(), str(folder)), nprocs=WORLD)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, torch.Tensor]:
+    return plain()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_average_losses_and_rows_are_those_of_plain_torch(
+    ranks: list[dict[int, dict[str, torch.Tensor]]], expected: dict[str, torch.Tensor], stage: int
+) -> None:
+    assert not torch.equal(expected["momentum.module.linear.weight"], expected["online.linear.weight"])
+    for found in ranks:
+        assert found[stage].pop("partitioned").tolist() == [stage == 3] * 5
+        assert found[stage].keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(
+                found[stage][name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
