@@ -6,6 +6,7 @@ from torch import nn
 from model.aahr.head import image_head, text_head
 from model.collectives import gather
 from model.config import LossConfig, ModelConfig
+from model.features import Encoded
 from model.losses.hinge import hinge_loss
 from model.losses.tiles import Keys
 from model.towers.open_clip import ImageTower, TextTower, build_towers, tower_widths
@@ -26,13 +27,21 @@ class DualEncoder(nn.Module):
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """(B, side, side, 3) uint8 -> (B, D) float32 of length 1."""
-        embedding: torch.Tensor = self.image_head(self.image_tower(images))
-        return embedding
+        return self.represent_image(images).embedding
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """(C, T) int64 -> (C, D) float32 of length 1."""
-        embedding: torch.Tensor = self.text_head(self.text_tower(tokens))
-        return embedding
+        return self.represent_text(tokens).embedding
+
+    def represent_image(self, images: torch.Tensor) -> Encoded:
+        """(B, side, side, 3) uint8 -> embeddings, and the local path for the losses that need it."""
+        encoded: Encoded = self.image_head(self.image_tower(images))
+        return encoded
+
+    def represent_text(self, tokens: torch.Tensor) -> Encoded:
+        """(C, T) int64 -> embeddings, and the local path for the losses that need it."""
+        encoded: Encoded = self.text_head(self.text_tower(tokens))
+        return encoded
 
 
 class Framework(nn.Module):

@@ -7,7 +7,7 @@ from torch import nn
 from model.aahr.pooling import GlobalGuidedPooling, top_k_mean
 from model.aahr.projection import GlobalProjection, ImageLocalProjection
 from model.config import ModelConfig
-from model.features import Features
+from model.features import Encoded, Features
 
 
 class FragmentGraph(nn.TransformerEncoderLayer):
@@ -46,8 +46,8 @@ class AahrHead(nn.Module):
         self.pooling = GlobalGuidedPooling(d, aahr.pooling_heads)
         self.aggregation = AdaptiveAggregation(d)
 
-    def forward(self, features: Features) -> torch.Tensor:
-        """Features -> (B, D) embeddings of length 1, float32."""
+    def forward(self, features: Features) -> Encoded:
+        """Features -> embeddings, and the local path that they came from, which some losses need."""
         pooled = self.global_projection(features.pooled)
         tokens = self.local_projection(features.tokens)
         padding = None if features.valid is None else ~features.valid
@@ -56,7 +56,7 @@ class AahrHead(nn.Module):
         attended = self.pooling(pooled, related, features.valid)
         local = self.max_weight * largest + (1 - self.max_weight) * attended
         embedding: torch.Tensor = self.aggregation(local, pooled)
-        return embedding.float()
+        return Encoded(embedding.float(), F.normalize(local.float(), dim=-1), tokens, features.valid)
 
 
 def image_head(config: ModelConfig, pooled_width: int, token_width: int) -> AahrHead:

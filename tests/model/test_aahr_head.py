@@ -156,7 +156,7 @@ def test_head_equals_the_written_out_section_in_value_and_gradients(case) -> Non
 @pytest.mark.parametrize("case", [image_case, text_case])
 def test_embeddings_are_float32_of_length_one(case) -> None:
     head, features = case()
-    embedding = head(features)
+    embedding = head(features).embedding
     assert embedding.dtype == torch.float32
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(len(embedding)))
 
@@ -168,9 +168,14 @@ def test_padded_tokens_change_nothing_and_get_no_gradient(training: bool) -> Non
     assert features.valid is not None
     noise = torch.where(features.valid.unsqueeze(-1), 0.0, 100 * random(3, 6, WIDTH, seed=7).detach())
     torch.testing.assert_close(
-        head(replace(features, tokens=features.tokens + noise)), head(features), rtol=0, atol=1e-7
+        head(replace(features, tokens=features.tokens + noise)).embedding,
+        head(features).embedding,
+        rtol=0,
+        atol=1e-7,
     )
-    (grad,) = torch.autograd.grad(head(features).square().mul(random(3, D, seed=8).detach()).sum(), features.tokens)
+    (grad,) = torch.autograd.grad(
+        head(features).embedding.square().mul(random(3, D, seed=8).detach()).sum(), features.tokens
+    )
     assert not grad[~features.valid].any()
     assert grad[features.valid].any(dim=1).all()
 
@@ -178,8 +183,8 @@ def test_padded_tokens_change_nothing_and_get_no_gradient(training: bool) -> Non
 def test_dropout_acts_in_training_only() -> None:
     config = CONFIG.model_copy(update={"aahr": CONFIG.aahr.model_copy(update={"dropout": 0.5})})
     head, features = text_head(config, POOLED, WIDTH).double(), text_case()[1]
-    assert not torch.equal(head.train()(features), head(features))
-    assert torch.equal(head.eval()(features), head(features))
+    assert not torch.equal(head.train()(features).embedding, head(features).embedding)
+    assert torch.equal(head.eval()(features).embedding, head(features).embedding)
 
 
 @pytest.mark.parametrize("setting", [{"top_k": 1}, {"max_weight": 0.1}])
@@ -188,7 +193,7 @@ def test_settings_of_the_recipe_reach_the_head(setting: dict[str, float]) -> Non
     head, features = text_case()
     other = text_head(changed, POOLED, WIDTH).double()
     other.load_state_dict(head.state_dict())
-    assert not torch.allclose(head(features), other(features))
+    assert not torch.allclose(head(features).embedding, other(features).embedding)
 
 
 @pytest.mark.parametrize("case", [image_case, text_case])
@@ -196,6 +201,6 @@ def test_under_bfloat16_autocast_embeddings_still_have_length_one(case) -> None:
     head, features = case()
     features = Features(features.pooled.float(), features.tokens.float(), features.valid)
     with torch.autocast("cpu", torch.bfloat16):
-        embedding = head.float()(features)
+        embedding = head.float()(features).embedding
     assert embedding.dtype == torch.float32
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(len(embedding)), rtol=0, atol=1e-6)
