@@ -1,6 +1,6 @@
 """The typed settings of this package: what the model is, and what it is trained on to minimise."""
 
-from typing import Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -19,11 +19,66 @@ class AahrConfig(_Config):
     max_weight: float = Field(0.8, ge=0, le=1, description="share of the max pooling in the local embedding")
 
 
+Freeze = Annotated[int, Field(ge=0)] | Literal["all"] | None
+
+
+class TowerConfig(_Config):
+    """How one backbone is trained."""
+
+    freeze: Freeze = Field(
+        None, description="all: the whole tower; N: its embeddings and first N blocks; null: nothing is frozen"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute a block's activations again in the backward pass instead of keeping them"
+    )
+
+
+class ImageConfig(TowerConfig):
+    """Where an image's features come from, and how the architecture's image tower is trained."""
+
+    inputs: Literal["pixels", "pixels+regions", "regions"] = Field(
+        "pixels",
+        description="pixels: global feature and patches of the image tower; pixels+regions: its global feature, "
+        "with precomputed regions as local tokens; regions: those alone, their mean as the global feature",
+    )
+    region_width: int = Field(2048, ge=1, description="width F of a precomputed region")
+
+
+class TransformerConfig(TowerConfig):
+    """A text encoder of the `transformers` library: BERT, RoBERTa, DistilBERT and their kin."""
+
+    name: str = Field("bert-base-uncased", description="folder that save_pretrained wrote, or a hub name")
+    weights: str | None = Field(
+        None,
+        description="null: those of `name`; random; or a file, a folder of transformers or a checkpoint of ours",
+    )
+    pooling: Literal["cls", "mean"] = Field(
+        "cls", description="global feature: the first token's last hidden state, or the mean over all tokens"
+    )
+    max_length: int = Field(64, ge=3, description="tokens a caption, those that begin and end it included")
+
+
+class TextConfig(TowerConfig):
+    """Where a caption's features come from, and how the architecture's text tower is trained."""
+
+    towers: Literal["clip", "clip+transformer", "transformer"] = Field(
+        "clip",
+        description="clip: the architecture's text tower; clip+transformer: its global feature, with word tokens "
+        "of the transformer; transformer: that alone",
+    )
+    transformer: TransformerConfig = TransformerConfig()
+
+
 class ModelConfig(_Config):
     """Which towers, and the width in which images and texts meet."""
 
     architecture: str = Field("ViT-B-32", description="an open_clip configuration, or one of our own: itm-*")
-    pretrained: str | None = Field(None, description="an open_clip weights tag or file for the towers")
+    pretrained: str | None = Field(
+        None,
+        description="weights of the architecture's towers: an open_clip tag, a file, or a checkpoint of ours",
+    )
+    image: ImageConfig = ImageConfig()
+    text: TextConfig = TextConfig()
     embed_dim: int = Field(1024, ge=1, description="width D of the shared embedding")
     norm_group: int = Field(128, ge=1, description="consecutive samples that share batch-norm statistics")
     aahr: AahrConfig = AahrConfig()
@@ -37,6 +92,16 @@ class ModelConfig(_Config):
         if self.embed_dim % 2:
             raise ValueError(f"embed_dim: {self.embed_dim} is odd; the local projection halves it")
         return self
+
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether images must come as pixels."""
+        return self.image.inputs != "regions"
+
+    @property
+    def reads_regions(self) -> bool:
+        """Whether images must come with precomputed regions."""
+        return self.image.inputs != "pixels"
 
 
 class BaseLossConfig(_Config):

@@ -7,25 +7,31 @@ from model.aahr.head import image_head, text_head
 from model.collectives import gather
 from model.config import LossConfig, ModelConfig
 from model.losses.hinge import hinge_loss
-from model.towers.open_clip import ImageTower, TextTower, build_towers, tower_widths
+from model.towers.build import build_towers
 
 
 class DualEncoder(nn.Module):
     """AAHR's two encoders. Images and texts are embedded independently, so both can be indexed."""
 
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
-        """`pretrained=False` skips the recipe's open_clip weights, when others are loaded afterwards."""
+        """`pretrained=False` skips the recipe's weights for the towers, when others are loaded afterwards."""
         super().__init__()
-        widths = tower_widths(config.architecture)
-        self.image_tower: ImageTower
-        self.text_tower: TextTower
-        self.image_tower, self.text_tower = build_towers(config.architecture, config.pretrained, load=pretrained)
-        self.image_head = image_head(config, widths.pooled, widths.image_tokens)
-        self.text_head = text_head(config, widths.pooled, widths.text_tokens)
+        towers = build_towers(config, load=pretrained)
+        self.image_tower, self.text_tower, self.notes = towers.image, towers.text, towers.notes
+        self.image_head = image_head(config, towers.image.pooled_width, towers.image.token_width)
+        self.text_head = text_head(config, towers.text.pooled_width, towers.text.token_width)
 
-    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, side, side, 3) uint8 -> (B, D) float32 of length 1."""
-        embedding: torch.Tensor = self.image_head(self.image_tower(images))
+    def encode_image(
+        self,
+        images: torch.Tensor | None,
+        regions: torch.Tensor | None = None,
+        region_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B, side, side, 3) uint8, (B, R, F) float32, (B, R) bool -> (B, D) float32 of length 1.
+
+        What `ModelConfig` does not read may be None.
+        """
+        embedding: torch.Tensor = self.image_head(self.image_tower(images, regions, region_mask))
         return embedding
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
