@@ -1,6 +1,7 @@
 """The typed settings of this package: what the model is, and what it is trained on to minimise."""
 
 from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -19,14 +20,91 @@ class AahrConfig(_Config):
     max_weight: float = Field(0.8, ge=0, le=1, description="share of the max pooling in the local embedding")
 
 
-class ModelConfig(_Config):
-    """Which towers, and the width in which images and texts meet."""
+Freeze = Annotated[int, Field(ge=0)] | Literal["all"] | None
 
+
+class TowerConfig(_Config):
+    """How one backbone is trained."""
+
+    freeze: Freeze = Field(
+        None, description="all: the whole tower; N: its embeddings and first N blocks; null: nothing is frozen"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute a block's activations again in the backward pass instead of keeping them"
+    )
+
+
+class ImageConfig(TowerConfig):
+    """Where an image's features come from, and how the architecture's image tower is trained."""
+
+    inputs: Literal["pixels", "pixels+regions", "regions"] = Field(
+        "pixels",
+        description="pixels: global feature and patches of the image tower; pixels+regions: its global feature, "
+        "with precomputed regions as local tokens; regions: those alone, their mean as the global feature",
+    )
+    region_width: int = Field(2048, ge=1, description="width F of a precomputed region")
+
+
+class TransformerConfig(TowerConfig):
+    """A text encoder of the `transformers` library: BERT, RoBERTa, DistilBERT and their kin."""
+
+    name: str = Field("bert-base-uncased", description="folder that save_pretrained wrote, or a hub name")
+    weights: str | None = Field(
+        None,
+        description="null: those of `name`; random; or a file, a folder of transformers or a checkpoint of ours",
+    )
+    pooling: Literal["cls", "mean"] = Field(
+        "cls", description="global feature: the first token's last hidden state, or the mean over all tokens"
+    )
+    max_length: int = Field(64, ge=3, description="tokens a caption, those that begin and end it included")
+
+
+class TextConfig(TowerConfig):
+    """Where a caption's features come from, and how the architecture's text tower is trained."""
+
+    towers: Literal["clip", "clip+transformer", "transformer"] = Field(
+        "clip",
+        description="clip: the architecture's text tower; clip+transformer: its global feature, with word tokens "
+        "of the transformer; transformer: that alone",
+    )
+    transformer: TransformerConfig = TransformerConfig()
+
+
+Framework = Literal["aahr", "amsps", "aahr+amsps", "clip", "siglip"]
+
+
+class ConsensusConfig(_Config):
+    """The consensus-aware embedding of AMSPS, after CVSE (docs/algorithm.md)."""
+
+    concepts: str | None = Field(
+        None, min_length=1, description="the file that `itm shards concepts` wrote; null: no consensus embedding"
+    )
+    instance_share: float = Field(
+        0.85, ge=0, le=1, description="of the instance embedding in the fused one; 0.85 for Flickr30K, 0.9 for COCO"
+    )
+    label_share: float = Field(
+        0.4, ge=0, lt=1, description="of the concepts that a caption names in its distribution over all"
+    )
+    sharpness: float = Field(10.0, gt=0, description="what the scores are multiplied by in softmaxes over concepts")
+
+
+class ModelConfig(_Config):
+    """Which method, which towers, and the width in which images and texts meet."""
+
+    framework: Framework = Field(
+        "aahr", description="the method: its heads and its losses; clip and siglip are baselines on the same towers"
+    )
     architecture: str = Field("ViT-B-32", description="an open_clip configuration, or one of our own: itm-*")
-    pretrained: str | None = Field(None, description="an open_clip weights tag or file for the towers")
+    pretrained: str | None = Field(
+        None,
+        description="weights of the architecture's towers: an open_clip tag, a file, or a checkpoint of ours",
+    )
+    image: ImageConfig = ImageConfig()
+    text: TextConfig = TextConfig()
     embed_dim: int = Field(1024, ge=1, description="width D of the shared embedding")
     norm_group: int = Field(128, ge=1, description="consecutive samples that share batch-norm statistics")
     aahr: AahrConfig = AahrConfig()
+    consensus: ConsensusConfig = ConsensusConfig()
 
     @model_validator(mode="after")
     def _widths_divide(self) -> Self:
@@ -37,6 +115,21 @@ class ModelConfig(_Config):
         if self.embed_dim % 2:
             raise ValueError(f"embed_dim: {self.embed_dim} is odd; the local projection halves it")
         return self
+
+    @property
+    def has_consensus(self) -> bool:
+        """Whether embeddings pass through the concepts."""
+        return self.consensus.concepts is not None and self.framework not in ("clip", "siglip")
+
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether images must come as pixels."""
+        return self.image.inputs != "regions"
+
+    @property
+    def reads_regions(self) -> bool:
+        """Whether images must come with precomputed regions."""
+        return self.image.inputs != "pixels"
 
 
 class BaseLossConfig(_Config):
@@ -62,12 +155,6 @@ class BaseLossConfig(_Config):
     )
 
 
-class LossConfig(_Config):
-    """The terms of the loss."""
-
-    base: BaseLossConfig = BaseLossConfig()
-
-
 class MomentumContrastConfig(_Config):
     """L_moco, InfoNCE against a queue of momentum embeddings (MoCo, arXiv 1911.05722, as in AAHR)."""
 
@@ -84,20 +171,13 @@ class MomentumContrastConfig(_Config):
 class ContrastConfig(_Config):
     """The baselines: CLIP's loss (arXiv 2103.00020) or SigLIP's (arXiv 2303.15343), as the only ranking loss."""
 
-    kind: Literal["clip", "siglip"] = Field("clip", description="softmax over the batch, or a sigmoid a pair")
-    weight: float = Field(1.0, ge=0, description="of the term in the loss")
-    start_step: int = Field(0, ge=0, description="the term's first optimiser step")
     initial_scale: float | None = Field(
         None, gt=0, description="learnable factor of similarities at the start; null: clip 1/0.07, siglip 10"
     )
     max_scale: float = Field(100.0, gt=0, description="clip: the factor's upper bound")
     initial_bias: float = Field(-10.0, description="siglip: learnable bias of the logits at the start")
 
-    @model_validator(mode="after")
-    def _starts_within_bound(self) -> Self:
-        if self.kind == "clip" and self.initial_scale is not None and self.initial_scale > self.max_scale:
-            raise ValueError(f"initial_scale: {self.initial_scale} is above max_scale {self.max_scale}")
-        return self
+
 class PrototypeConfig(_Config):
     """L_proto, AAHR's prototype contrast, and what keeps its prototypes in use (the latter ours)."""
 
@@ -128,6 +208,8 @@ class MomentumConfig(_Config):
     ramp: Literal["constant", "cosine"] = Field(
         "constant", description="the decay stays, or rises along a cosine to 1 at the end of the run"
     )
+
+
 class RelationsConfig(_Config):
     """L_rel, instance-neighbourhood relations within groups of pairs (AAHR; Fu et al., CVPR 2023)."""
 
@@ -149,24 +231,11 @@ class RegulariserConfig(_Config):
 
     weight: float = Field(10.0, ge=0, description="of the term in the loss")
     start_step: int = Field(8000, ge=0, description="optimiser steps before the term counts")
-class ConsensusConfig(_Config):
-    """The consensus-aware embedding of AMSPS, after CVSE (docs/algorithm.md)."""
-
-    concepts: str = Field(min_length=1, description="the concept file that `itm shards concepts` wrote")
-    instance_share: float = Field(
-        0.85, ge=0, le=1, description="of the instance embedding in the fused one; 0.85 for Flickr30K, 0.9 for COCO"
-    )
-    label_share: float = Field(
-        0.4, ge=0, lt=1, description="of the concepts that a caption names in its distribution over all"
-    )
-    sharpness: float = Field(10.0, gt=0, description="what the scores are multiplied by in softmaxes over concepts")
 
 
 class ConsensusLossConfig(_Config):
     """What the losses of a consensus-aware embedding count, against each other."""
 
-    weight: float = Field(1.0, ge=0, description="of the term in the loss")
-    start_step: int = Field(0, ge=0, description="optimiser steps before the term counts")
     fused_weight: float = Field(3.0, ge=0, description="of the ranking loss on the fused embedding")
     instance_weight: float = Field(5.0, ge=0, description="of the ranking loss on the instance embedding")
     consensus_weight: float = Field(1.0, ge=0, description="of the ranking loss on the consensus embedding")
@@ -201,3 +270,18 @@ class AhrlConfig(_Config):
     def draws_candidates(self) -> bool:
         """Whether any level looks for candidates in the queue."""
         return self.candidate or self.pair or (self.adaptive and self.hard)
+
+
+class LossConfig(_Config):
+    """The terms of the loss. A framework has those that are its own; a weight of 0 leaves a term out."""
+
+    base: BaseLossConfig = BaseLossConfig()
+    ahrl: AhrlConfig = AhrlConfig()
+    consensus: ConsensusLossConfig = ConsensusLossConfig()
+    prototypes: PrototypeConfig = PrototypeConfig()
+    momentum_contrast: MomentumContrastConfig = MomentumContrastConfig()
+    relations: RelationsConfig = RelationsConfig()
+    regulariser: RegulariserConfig = RegulariserConfig()
+    contrast: ContrastConfig = ContrastConfig()
+    queue: QueueConfig = QueueConfig()
+    momentum: MomentumConfig = MomentumConfig()

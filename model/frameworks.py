@@ -1,82 +1,180 @@
-"""A framework: towers, heads and the loss terms that train them."""
+"""A framework: the encoders, the loss terms that train them, and what these keep between steps."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from model.aahr.head import image_head, text_head
-from model.collectives import gather
+from model.collectives import gather, rank
 from model.config import LossConfig, ModelConfig
+from model.encoders import DualEncoder
 from model.features import Encoded
-from model.losses.hinge import hinge_loss
-from model.losses.tiles import Keys
-from model.towers.open_clip import ImageTower, TextTower, build_towers, tower_widths
-
-
-class DualEncoder(nn.Module):
-    """AAHR's two encoders. Images and texts are embedded independently, so both can be indexed."""
-
-    def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
-        """`pretrained=False` skips the recipe's open_clip weights, when others are loaded afterwards."""
-        super().__init__()
-        widths = tower_widths(config.architecture)
-        self.image_tower: ImageTower
-        self.text_tower: TextTower
-        self.image_tower, self.text_tower = build_towers(config.architecture, config.pretrained, load=pretrained)
-        self.image_head = image_head(config, widths.pooled, widths.image_tokens)
-        self.text_head = text_head(config, widths.pooled, widths.text_tokens)
-
-    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, side, side, 3) uint8 -> (B, D) float32 of length 1."""
-        return self.represent_image(images).embedding
-
-    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(C, T) int64 -> (C, D) float32 of length 1."""
-        return self.represent_text(tokens).embedding
-
-    def represent_image(self, images: torch.Tensor) -> Encoded:
-        """(B, side, side, 3) uint8 -> embeddings, and the local path for the losses that need it."""
-        encoded: Encoded = self.image_head(self.image_tower(images))
-        return encoded
-
-    def represent_text(self, tokens: torch.Tensor) -> Encoded:
-        """(C, T) int64 -> embeddings, and the local path for the losses that need it."""
-        encoded: Encoded = self.text_head(self.text_tower(tokens))
-        return encoded
+from model.losses.pairs import Memory, Pairs
+from model.memory.momentum import MomentumCopy, momentum_decay
+from model.memory.queue import MomentumQueue
+from model.step import Step, View
+from model.terms.build import build_terms, needs_memory
+from model.terms.prototypes import PrototypeTerm
+from model.terms.term import Term
 
 
 class Framework(nn.Module):
     """The encoders with their losses: what the engine trains."""
 
     def __init__(
-        self, encoders: DualEncoder, loss: LossConfig, steps_per_epoch: int, autocast: torch.dtype | None = None
+        self,
+        encoders: DualEncoder,
+        model: ModelConfig,
+        loss: LossConfig,
+        *,
+        steps_per_epoch: int,
+        total_steps: int,
+        seed: int = 0,
+        autocast: torch.dtype | None = None,
     ) -> None:
-        """`autocast` is the arithmetic of the encoders, None for that of their weights; losses are float32."""
+        """`autocast` is the arithmetic of the encoders, None for that of their weights; losses are float32.
+
+        The momentum encoders start equal to the encoders; `restart` makes them so again. Raises `ModelError`.
+        """
         super().__init__()
         self.encoders = encoders
-        self.loss = loss
-        self.autocast = autocast
-        first = loss.base.all_negatives_steps
-        self.all_negatives_steps = steps_per_epoch if first is None else first
+        self.loss, self.total_steps, self.seed, self.autocast = loss, total_steps, seed, autocast
+        self.terms: Sequence[Term] = nn.ModuleList(  # type: ignore[assignment]
+            build_terms(model, loss, encoders.embed_dim, steps_per_epoch)
+        )
+        self.momentum: MomentumCopy[DualEncoder] | None = None
+        self.queue: MomentumQueue | None = None
+        if needs_memory(model, loss):
+            self.momentum = MomentumCopy(encoders)
+            kinds = 3 if model.has_consensus else 1
+            self.queue = MomentumQueue(loss.queue.size, kinds * encoders.embed_dim)
+        self._entering: tuple[torch.Tensor, ...] | None = None
+
+    @property
+    def prototypes(self) -> PrototypeTerm | None:
+        """The term with the prototype bank, where there is one."""
+        return next((term for term in self.terms if isinstance(term, PrototypeTerm)), None)
 
     def forward(
-        self, images: torch.Tensor, text: torch.Tensor, image_ids: torch.Tensor, valid: torch.Tensor, step: int
+        self,
+        images: torch.Tensor | None,
+        regions: torch.Tensor | None,
+        region_mask: torch.Tensor | None,
+        text: torch.Tensor,
+        image_ids: torch.Tensor,
+        valid: torch.Tensor,
+        step: int,
     ) -> dict[str, torch.Tensor]:
         """This rank's pairs -> named scalar losses, `loss` the weighted sum.
 
-        (b, side, side, 3) uint8, (b, T) int64, (b,) int64, (b,) bool; `step` counts applied optimiser steps.
-        Pairs that are not valid, which only fill a batch, are neither anchors nor negatives. The mean of each
-        value over the ranks is its value over the global batch.
+        (b, side, side, 3) uint8, (b, R, F), (b, R) bool, (b, T) int64, (b,) int64, (b,) bool; `step` counts applied
+        optimiser steps. Pairs that are not valid, which only fill a batch, are neither anchors nor negatives nor
+        anything else. The mean of each value over the ranks is its value over the global batch.
         """
+        inputs = (images, regions, region_mask)
         # here and not around the engine, which switches off an autocast that it did not start
-        with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
-            image, caption = self.encoders.encode_image(images), self.encoders.encode_text(text)
-        both = gather(torch.cat([image, caption], dim=1))
-        all_images, all_captions = both.chunk(2, dim=1)
+        with torch.autocast(text.device.type, self.autocast, enabled=self.autocast is not None):
+            image, caption = self.encoders.represent_image(*inputs), self.encoders.represent_text(text)
+            own, concepts = self._kinds(self.encoders, image, caption, text)
+            keys = self._keys(inputs, text)
         all_ids, all_valid = gather(torch.stack([image_ids, valid.to(image_ids.dtype)], dim=1)).unbind(dim=1)
-        weight = valid * (len(all_valid) / all_valid.sum())
-        config, hardest = self.loss.base, step >= self.all_negatives_steps
-        images_keys, captions_keys = (Keys(rows, all_ids, all_valid.bool()) for rows in (all_images, all_captions))
-        base = hinge_loss(image, image_ids, caption, captions_keys, config.margin, hardest)
-        base = base + hinge_loss(caption, image_ids, image, images_keys, config.margin, hardest)
-        base = (base * weight).mean()
-        return {"loss": config.weight * base, "base": base.detach()}
+        now = Step(
+            number=step,
+            seed=self.seed,
+            positions=rank() * len(image_ids) + torch.arange(len(image_ids), device=image_ids.device),
+            weight=valid * (len(all_valid) / all_valid.sum()),
+            image=image,
+            text=caption,
+            views=self._views(own, keys, (image_ids, valid), (all_ids, all_valid.bool())),
+            concepts=concepts,
+            queue_ready=None if self.queue is None else self.queue.ready(),
+        )
+        return self._sum(now)
+
+    def _sum(self, step: Step) -> dict[str, torch.Tensor]:
+        loss = step.weight.new_zeros(())
+        for term in self.terms:
+            if step.number < min(term.start_steps[name] for name, weight in term.weights.items() if weight):
+                continue
+            for name, value in term(step).items():
+                step.logs[name] = value.detach()
+                if term.weights[name] and step.number >= term.start_steps[name]:
+                    loss = loss + term.weights[name] * value
+        return {"loss": loss, **step.logs}
+
+    def _kinds(
+        self, encoders: DualEncoder, image: Encoded, caption: Encoded, text: torch.Tensor
+    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], tuple[torch.Tensor, torch.Tensor] | None]:
+        """The kinds of embedding, (images, texts) each, that for retrieval first; distributions over concepts."""
+        if encoders.consensus is None:
+            return [(image.embedding, caption.embedding)], None
+        images, texts = encoders.image_consensus(image), encoders.text_consensus(caption, text)
+        kinds = [(images.fused, texts.fused), (images.instance, texts.instance), (images.consensus, texts.consensus)]
+        return kinds, (images.log_concepts, texts.log_concepts)
+
+    @torch.no_grad()
+    def _keys(
+        self, inputs: tuple[torch.Tensor | None, ...], text: torch.Tensor
+    ) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+        """As `_kinds`, by the momentum encoders."""
+        if self.momentum is None:
+            return None
+        encoders = self.momentum.module
+        return self._kinds(encoders, encoders.represent_image(*inputs), encoders.represent_text(text), text)[0]
+
+    def _views(
+        self,
+        own: list[tuple[torch.Tensor, torch.Tensor]],
+        keys: list[tuple[torch.Tensor, torch.Tensor]] | None,
+        of_own: tuple[torch.Tensor, torch.Tensor],
+        of_batch: tuple[torch.Tensor, torch.Tensor],
+    ) -> list[View]:
+        batch = _gather_kinds(own)
+        if keys is None or self.queue is None:
+            return [
+                View(Pairs(*mine, *of_own), Pairs(*everyone, *of_batch), None)
+                for mine, everyone in zip(own, batch, strict=True)
+            ]
+        batch_keys = _gather_kinds(keys)
+        ids, valid = of_batch
+        images, texts = (torch.cat(side, dim=1) for side in zip(*batch_keys, strict=True))
+        self._entering = (images, texts, ids, torch.arange(len(ids), device=ids.device), valid)
+        queue = self.queue
+        slots = zip(queue.images.chunk(len(own), dim=1), queue.texts.chunk(len(own), dim=1), strict=True)
+        return [
+            View(
+                Pairs(*mine, *of_own),
+                Pairs(*everyone, *of_batch),
+                Memory(Pairs(*key, *of_own), Pairs(*every_key, *of_batch), Pairs(*slot, queue.ids, queue.valid)),
+            )
+            for mine, everyone, key, every_key, slot in zip(own, batch, keys, batch_keys, slots, strict=True)
+        ]
+
+    def advance(self, step: int) -> None:
+        """Bring what is kept up to date, after the optimiser's step number `step`, from 0 on, was applied.
+
+        All ranks call it together.
+        """
+        for term in self.terms:
+            term.advance(step)
+        if self.momentum is not None:
+            self.momentum.update(self.encoders, momentum_decay(self.loss.momentum, step, self.total_steps))
+        if self.queue is not None and self._entering is not None:
+            self.queue.enter(*self._entering, step)  # type: ignore[call-arg]
+            self._entering = None
+
+    def restart(self) -> None:
+        """Begin on other data: the weights stay, what was kept of past batches goes. Before the engine is made."""
+        for term in self.terms:
+            term.restart()
+        if self.momentum is not None:
+            self.momentum.reset(self.encoders)
+        if self.queue is not None:
+            self.queue.clear()
+
+
+def _gather_kinds(kinds: list[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(b, D) of all kinds and both sides -> (G, D), in one exchange."""
+    sides = [side for kind in kinds for side in kind]
+    parts = gather(torch.cat(sides, dim=1)).chunk(len(sides), dim=1)
+    return list(zip(parts[::2], parts[1::2], strict=True))

@@ -24,22 +24,34 @@ class GroupBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, n, width) -> the same shape; B is a multiple of the group size in training."""
+    def forward(self, x: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, n, width) -> the same shape; B is a multiple of the group size in training.
+
+        Tokens that are not `valid` (B, n) take no part in the statistics, so how far a batch is padded changes
+        nothing.
+        """
         if not self.training:
             scale = self.weight * torch.rsqrt(self.running_var + self.eps)
             return (x - self.running_mean) * scale + self.bias
         assert x.shape[0] % self.group == 0, "a rank's batch must hold whole groups; the recipe check ensures it"
-        grouped = x.to(self.running_mean.dtype).reshape(x.shape[0] // self.group, -1, x.shape[-1])
-        var, mean = torch.var_mean(grouped, dim=1, correction=0, keepdim=True)
-        self._advance(mean, var, grouped.shape[1])
+        groups = x.shape[0] // self.group
+        grouped = x.to(self.running_mean.dtype).reshape(groups, -1, x.shape[-1])
+        if valid is None:
+            count = torch.full((groups, 1, 1), grouped.shape[1], device=x.device)
+            var, mean = torch.var_mean(grouped, dim=1, correction=0, keepdim=True)
+        else:
+            real = valid.reshape(groups, -1, 1)
+            count = real.sum(dim=1, keepdim=True).clamp(min=1)
+            mean = grouped.masked_fill(~real, 0).sum(dim=1, keepdim=True) / count
+            var = (grouped - mean).masked_fill(~real, 0).square().sum(dim=1, keepdim=True) / count
+        self._advance(mean, var, count)
         normal = (grouped - mean) * torch.rsqrt(var + self.eps)
         return (normal * self.weight + self.bias).reshape(x.shape)
 
     @torch.no_grad()
-    def _advance(self, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
+    def _advance(self, mean: torch.Tensor, var: torch.Tensor, count: torch.Tensor) -> None:
         # the unbiased variance, as torch.nn.BatchNorm keeps it
-        unbiased = var * (count / max(count - 1, 1))
+        unbiased = var * (count / (count - 1).clamp(min=1))
         batch = average(torch.stack([mean.mean(dim=(0, 1)), unbiased.mean(dim=(0, 1))]))
         self.running_mean.lerp_(batch[0], self.momentum)
         self.running_var.lerp_(batch[1], self.momentum)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.aahr.pooling import GlobalGuidedPooling, top_k_mean
-from model.aahr.projection import GlobalProjection, ImageLocalProjection
+from model.aahr.projection import GlobalProjection, ImageLocalProjection, TextLocalProjection
 from model.config import ModelConfig
 from model.features import Encoded, Features
 
@@ -49,7 +49,7 @@ class AahrHead(nn.Module):
     def forward(self, features: Features) -> Encoded:
         """Features -> embeddings, and the local path that they came from, which some losses need."""
         pooled = self.global_projection(features.pooled)
-        tokens = self.local_projection(features.tokens)
+        tokens = self.local_projection(features.tokens, features.valid)
         padding = None if features.valid is None else ~features.valid
         related = self.fragment_graph(tokens, src_key_padding_mask=padding)
         largest = top_k_mean(tokens, features.valid, self.top_k)
@@ -65,4 +65,4 @@ def image_head(config: ModelConfig, pooled_width: int, token_width: int) -> Aahr
 
 
 def text_head(config: ModelConfig, pooled_width: int, token_width: int) -> AahrHead:
-    return AahrHead(config, pooled_width, nn.Linear(token_width, config.embed_dim))
+    return AahrHead(config, pooled_width, TextLocalProjection(token_width, config.embed_dim))

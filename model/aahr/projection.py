@@ -30,7 +30,16 @@ class ImageLocalProjection(nn.Module):
         self.norm = GroupBatchNorm(embed_dim // 2, norm_group)
         self.expand = nn.Linear(embed_dim // 2, embed_dim)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, n, width) -> (B, n, D)."""
-        projected: torch.Tensor = self.fc(x) + self.expand(torch.relu(self.norm(self.reduce(x))))
+    def forward(self, x: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, n, width) tokens, (B, n) bool or None when all are real -> (B, n, D)."""
+        reduced = torch.relu(self.norm(self.reduce(x), valid))
+        projected: torch.Tensor = self.fc(x) + self.expand(reduced)
         return projected
+
+
+class TextLocalProjection(nn.Linear):
+    """One linear layer on words."""
+
+    def forward(self, x: torch.Tensor, _valid: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, n, width) -> (B, n, D)."""
+        return super().forward(x)

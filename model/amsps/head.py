@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.amsps.pooling import MeanQueryPooling
-from model.features import Features
+from model.features import Encoded, Features
 
 
 class InstanceHead(nn.Module):
@@ -16,8 +16,10 @@ class InstanceHead(nn.Module):
         self.projection = nn.Linear(token_width, embed_dim)
         self.pooling = MeanQueryPooling(embed_dim)
 
-    def forward(self, features: Features) -> torch.Tensor:
-        """Features -> (B, D) embeddings of length 1, float32."""
-        pooled: torch.Tensor = self.pooling(self.projection(features.tokens), features.valid)
+    def forward(self, features: Features) -> Encoded:
+        """Features -> embeddings, and the tokens that they were pooled from."""
+        tokens = self.projection(features.tokens)
+        pooled = self.pooling(tokens, features.valid)
         # bfloat16 would leave lengths off by half a percent
-        return F.normalize(pooled.to(torch.promote_types(pooled.dtype, torch.float32)), dim=-1)
+        embedding = F.normalize(pooled.to(torch.promote_types(pooled.dtype, torch.float32)), dim=-1)
+        return Encoded(embedding, embedding, tokens, features.valid)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from model.config import AhrlConfig
-from model.losses.mining import TILE_ENTRIES, Found, Memory, Pairs, mine
+from model.losses.mining import TILE_ENTRIES, Found, mine
+from model.losses.pairs import Memory, Pairs
 
 
 @dataclass(frozen=True)

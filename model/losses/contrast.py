@@ -1,11 +1,13 @@
 """The baselines, CLIP's and SigLIP's loss, with their learnable scale and bias."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import nn
 
 from model.config import ContrastConfig
+from model.errors import ModelError
 from model.losses.info_nce import info_nce
 from model.losses.sigmoid import sigmoid_loss
 from model.losses.tiles import Keys
@@ -19,12 +21,15 @@ class Contrast(nn.Module):
     Its parameters, `log_scale` and for SigLIP `bias`, are scalars that weight decay should leave alone.
     """
 
-    def __init__(self, config: ContrastConfig) -> None:
+    def __init__(self, kind: Literal["clip", "siglip"], config: ContrastConfig) -> None:
+        """Raises ModelError for a scale that starts above its bound."""
         super().__init__()
-        scale = INITIAL_SCALE[config.kind] if config.initial_scale is None else config.initial_scale
-        self.max_log_scale = math.log(config.max_scale) if config.kind == "clip" else math.inf
+        scale = INITIAL_SCALE[kind] if config.initial_scale is None else config.initial_scale
+        self.max_log_scale = math.log(config.max_scale) if kind == "clip" else math.inf
+        if math.log(scale) > self.max_log_scale:
+            raise ModelError(f"loss.contrast.initial_scale: {scale:g} is above max_scale {config.max_scale:g}")
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        self.bias = nn.Parameter(torch.tensor(config.initial_bias)) if config.kind == "siglip" else None
+        self.bias = nn.Parameter(torch.tensor(config.initial_bias)) if kind == "siglip" else None
 
     def scale(self) -> torch.Tensor:
         """What similarities are multiplied by, a scalar.

@@ -12,43 +12,11 @@ import torch
 from model.config import AhrlConfig
 from model.losses.keyed_draw import draw, keys_of
 from model.losses.running_quantile import BINS, count_in_bins
+from model.losses.pairs import Memory, Pairs
 from model.losses.streaming import Hardest, MostSimilar, SoftTargets
 
 TILE_ENTRIES = 2**22
 """Of one (b, T) matrix; some ten of them are held at once, 16 MiB each in float32."""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """n pairs of an image and its text."""
-
-    images: torch.Tensor
-    """(n, D) normalised."""
-    texts: torch.Tensor
-    """(n, D) normalised."""
-    ids: torch.Tensor
-    """(n,) int64: pairs with one id are no negatives of each other, and no soft positives either."""
-    valid: torch.Tensor
-    """(n,) bool, False for rows that hold no pair."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def part(self, first: int, last: int, dtype: torch.dtype) -> "Pairs":
-        rows = slice(first, last)
-        return Pairs(self.images[rows].to(dtype), self.texts[rows].to(dtype), self.ids[rows], self.valid[rows])
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What the momentum towers know."""
-
-    own: Pairs
-    """b keys of this rank's pairs."""
-    batch: Pairs
-    """G keys of the global batch."""
-    queue: Pairs
-    """M keys of past batches; where a row is not valid, its vectors are finite and its id may be any."""
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,12 @@ class MomentumQueue(nn.Module):
         return torch.cat([self.images[:filled], self.texts[:filled]])
 
     @torch.no_grad()
+    def clear(self) -> None:
+        """Forget all pairs."""
+        self.filled.zero_()
+        self.head.zero_()
+
+    @torch.no_grad()
     def enter(
         self,
         images: torch.Tensor,

@@ -1,24 +1,25 @@
 """Image and text towers from open_clip configurations, the named ones and our own small ones."""
 
 import difflib
-import logging
+import re
 from dataclasses import dataclass
-from pickle import UnpicklingError
+from itertools import chain
 from typing import Any, cast
 
 import open_clip
 import torch
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
-from safetensors import SafetensorError
 from torch import nn
 
 import model.architectures  # noqa: F401  (makes our own known)
 from model.errors import ModelError
 from model.features import Features
+from model.towers.open_clip_weights import load_clip, new_clip, weights_file
+from model.towers.tower import Backbone
 
-_NO_WEIGHTS = (AssertionError, AttributeError, EOFError, KeyError, TypeError, UnpicklingError, SafetensorError)
-"""What open_clip and torch raise, beside RuntimeError and OSError, on a file that holds no such weights."""
+_BLOCK = re.compile(r"\.resblocks\.(\d+)\.")
+_EMBEDDINGS = re.compile(r"^(visual|text)\.(conv1|ln_pre|class_embedding|positional_embedding|token_embedding)\b")
 
 
 @dataclass(frozen=True)
@@ -32,30 +33,77 @@ class TowerWidths:
     context_length: int
 
 
-class ImageTower(nn.Module):
+class ImageTower(Backbone):
     """A ViT or a timm network; its local tokens are its patches."""
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, visual: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        visual: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        pooled_width: int,
+        token_width: int,
+    ) -> None:
         super().__init__()
-        self.visual = visual
+        self.visual, self.pooled_width, self.token_width = visual, pooled_width, token_width
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(std).view(1, -1, 1, 1))
         if isinstance(visual, VisionTransformer):
             visual.output_tokens = True
 
-    def forward(self, images: torch.Tensor) -> Features:
-        """(B, side, side, 3) uint8 -> features."""
+    def forward(
+        self,
+        images: torch.Tensor | None,
+        _regions: torch.Tensor | None = None,
+        _region_mask: torch.Tensor | None = None,
+    ) -> Features:
+        """(B, side, side, 3) uint8 -> features. Raises `ModelError` for a batch without images."""
+        if images is None:
+            raise ModelError("the data set holds no images; set model.image.inputs to regions")
         pixels = (images.permute(0, 3, 1, 2).to(torch.float32) - self.mean) / self.std
+        with self.gradient():
+            if isinstance(self.visual, VisionTransformer):
+                pooled, tokens = self.visual(pixels)
+                return Features(pooled, tokens, None)
+            trunk, head = cast(Any, self.visual.trunk), cast(Any, self.visual.head)
+            grid = trunk.forward_features(pixels)
+            pooled = head(trunk.forward_head(grid))
+            return Features(pooled, _patches(trunk, grid), None)
+
+    def depths(self) -> tuple[dict[str, int], int]:
         if isinstance(self.visual, VisionTransformer):
-            pooled, tokens = self.visual(pixels)
-            return Features(pooled, tokens, None)
-        trunk, head = cast(Any, self.visual.trunk), cast(Any, self.visual.head)
-        grid = trunk.forward_features(pixels)
-        pooled = head(trunk.forward_head(grid))
-        return Features(pooled, _patches(trunk, grid), None)
+            return _depths(self)
+        from timm.models._manipulate import group_with_matcher
+
+        trunk = cast(Any, self.visual.trunk)
+        named = chain(trunk.named_parameters(), [("", None)])  # the nameless falls in with what is in no block
+        found = group_with_matcher(named, trunk.group_matcher(), reverse=True)
+        names = {name: name.removeprefix("visual.trunk.") for name, _ in self.named_parameters()}
+        return {name: found.get(inner, found[""]) for name, inner in names.items()}, found[""] - 1
+
+    def checkpoint_blocks(self) -> None:
+        if isinstance(self.visual, VisionTransformer):
+            self.visual.set_grad_checkpointing()
+            return
+        try:
+            cast(Any, self.visual.trunk).set_grad_checkpointing()
+        except (AssertionError, AttributeError):
+            raise ModelError(
+                "model.image.gradient_checkpointing: this image tower cannot do it; set it to false"
+            ) from None
+
+
+def _depths(tower: Backbone) -> tuple[dict[str, int], int]:
+    """As `Backbone.depths`, of open_clip's own transformers."""
+    found = {name: _BLOCK.search(name) for name, _ in tower.named_parameters()}
+    blocks = max(int(match[1]) + 1 for match in found.values() if match)
+    return {
+        name: int(match[1]) + 1 if match else 0 if _EMBEDDINGS.match(name) else blocks + 1
+        for name, match in found.items()
+    }, blocks
 
 
 def _patches(trunk: Any, grid: torch.Tensor) -> torch.Tensor:
@@ -66,21 +114,29 @@ def _patches(trunk: Any, grid: torch.Tensor) -> torch.Tensor:
     return grid.flatten(1, 2) if channels_last else grid.flatten(2).transpose(1, 2)
 
 
-class TextTower(nn.Module):
+class TextTower(Backbone):
     """The CLIP text transformer; its local tokens are the words and the end-of-text token."""
 
-    def __init__(self, text: TextTransformer) -> None:
+    def __init__(self, text: TextTransformer, pooled_width: int, token_width: int) -> None:
         super().__init__()
-        self.text = text
+        self.text, self.pooled_width, self.token_width = text, pooled_width, token_width
+        self.context_length = int(text.context_length)
         text.output_tokens = True
 
     def forward(self, tokens: torch.Tensor) -> Features:
         """(C, T) int64 token ids as the tokenizer gives them -> features."""
-        pooled, words = self.text(tokens)
+        with self.gradient():
+            pooled, words = self.text(tokens)
         # the end-of-text token has the largest id; the start token sees only itself, so it says nothing
         end = tokens.argmax(dim=1, keepdim=True)
         place = torch.arange(tokens.shape[1], device=tokens.device)
         return Features(pooled, words[:, 1:], (place <= end)[:, 1:])
+
+    def depths(self) -> tuple[dict[str, int], int]:
+        return _depths(self)
+
+    def checkpoint_blocks(self) -> None:
+        self.text.set_grad_checkpointing()
 
 
 def _known(architecture: str) -> None:
@@ -125,39 +181,14 @@ def tower_widths(architecture: str) -> TowerWidths:
     )
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    # random weights are what was asked for where `pretrained` is not given
-    return "No pretrained weights loaded" not in record.getMessage()
-
-
-def _with_random_weights(architecture: str) -> Any:
-    logger = logging.getLogger()
-    logger.addFilter(_is_news)
-    try:
-        return open_clip.create_model(architecture, force_custom_text=True)
-    finally:
-        logger.removeFilter(_is_news)
-
-
-def _with_weights(architecture: str, pretrained: str) -> Any:
-    try:
-        return open_clip.create_model(architecture, pretrained, force_custom_text=True)
-    except (RuntimeError, OSError) as error:
-        raise ModelError(f"model.pretrained {pretrained!r} for {architecture}: {error}") from None
-    except _NO_WEIGHTS as error:
-        reason = f"{type(error).__name__} {str(error).partition('. ')[0]}".strip()
-        raise ModelError(
-            f"model.pretrained {pretrained!r} for {architecture}: no weights of it ({reason})"
-        ) from None
-
-
-def build_towers(
+def clip_towers(
     architecture: str, pretrained: str | None = None, load: bool = True
-) -> tuple[ImageTower, TextTower]:
+) -> tuple[ImageTower, TextTower, list[str]]:
     """Both towers of an open_clip configuration, with random weights or with `pretrained` ones.
 
-    `pretrained` is a weights tag that open_clip knows or a file. With `load=False` the weights stay random,
-    for others to be loaded afterwards, while the pixels are still normalised as the tag's were. Raises
+    `pretrained` is a weights tag that open_clip knows, a file, or a checkpoint of ours; of a file or a
+    checkpoint the third result says, a line each, what had no counterpart. With `load=False` the weights stay
+    random, for others to be loaded afterwards, while the pixels are still normalised as the tag's were. Raises
     `ModelError` for an unknown architecture, for towers of a kind that is not supported, and for weights
     that cannot be loaded.
     """
@@ -168,7 +199,8 @@ def build_towers(
             f"model.pretrained {pretrained!r} was trained with another activation than {architecture} has; "
             f"set model.architecture to {architecture}-quickgelu"
         )
-    clip = _with_weights(architecture, pretrained) if pretrained and load else _with_random_weights(architecture)
+    file = weights_file(pretrained) if load else None
+    clip = new_clip(architecture, pretrained if load and not file else None)
     visual, text = clip.visual, clip.text
     if not isinstance(visual, VisionTransformer | TimmModel) or not isinstance(text, TextTransformer):
         raise ModelError(
@@ -180,5 +212,9 @@ def build_towers(
             f"model.architecture {architecture!r}: its image tower has batch norm, whose result would depend on "
             "the number of processes; choose a ViT, a ConvNeXt or another without"
         )
+    notes, statistics = load_clip(clip, file) if file else ([], {})
     settings = open_clip.get_model_preprocess_cfg(clip) | tag
-    return ImageTower(visual, settings["mean"], settings["std"]), TextTower(text)
+    widths = tower_widths(architecture)
+    image_tower = ImageTower(visual, settings["mean"], settings["std"], widths.pooled, widths.image_tokens)
+    image_tower.load_state_dict(statistics, strict=False)
+    return image_tower, TextTower(text, widths.pooled, widths.text_tokens), notes

@@ -77,6 +77,46 @@ def test_running_statistics_take_no_part_in_the_gradient() -> None:
     assert {name for name, _ in ours.named_buffers()} == {"running_mean", "running_var"}
 
 
+def masked() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two groups, and which of their tokens are real: not equally many in each."""
+    valid = torch.rand(2 * GROUP, N, generator=torch.Generator().manual_seed(5)) < 0.6
+    assert len(set(valid.view(2, -1).sum(1).tolist())) == 2
+    return batch(2), valid
+
+
+def test_with_a_mask_statistics_and_values_are_those_of_the_real_tokens_alone() -> None:
+    ours, (x, valid) = pair()[0], masked()
+    x.requires_grad_()
+    weight = batch(2, seed=1)
+    mine = ours(x, valid)
+    grad = torch.autograd.grad((mine * weight)[valid].sum(), x)[0]
+    running = []
+    for group in range(2):
+        rows = slice(group * GROUP, (group + 1) * GROUP)
+        _, theirs = pair()
+        alone = theirs(x[rows][valid[rows]])
+        running.append(torch.stack([theirs.running_mean, theirs.running_var]))
+        torch.testing.assert_close(mine[rows][valid[rows]], alone)
+        expected = torch.autograd.grad((alone * weight[rows][valid[rows]]).sum(), x)[0]
+        torch.testing.assert_close(grad[rows], expected[rows])
+    torch.testing.assert_close(torch.stack([ours.running_mean, ours.running_var]), sum(running) / 2)
+
+
+def test_how_far_a_batch_is_padded_changes_nothing() -> None:
+    (ours, again), (x, valid) = (pair()[0], pair()[0]), masked()
+    plain = ours(x, valid)
+    longer = torch.cat([x, 1e6 * torch.ones(len(x), 3, WIDTH, dtype=x.dtype)], dim=1)
+    padded = again(longer, torch.cat([valid, torch.zeros(len(x), 3, dtype=torch.bool)], dim=1))
+    torch.testing.assert_close(padded[:, :N][valid], plain[valid])
+    torch.testing.assert_close(again.running_var, ours.running_var)
+
+
+def test_a_mask_that_is_all_true_changes_nothing() -> None:
+    ours, again = pair()[0], pair()[0]
+    torch.testing.assert_close(ours(batch(2)), again(batch(2), torch.ones(2 * GROUP, N, dtype=torch.bool)))
+    torch.testing.assert_close(ours.running_var, again.running_var)
+
+
 def test_under_autocast_statistics_are_taken_in_float32() -> None:
     norm = GroupBatchNorm(WIDTH, GROUP)
     x = batch(1).bfloat16()

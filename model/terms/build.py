@@ -1,0 +1,49 @@
+"""Which terms a framework is trained on."""
+
+from model.config import BaseLossConfig, LossConfig, ModelConfig
+from model.terms.contrast import ContrastTerm
+from model.terms.momentum_contrast import MomentumContrastTerm
+from model.terms.prototypes import PrototypeTerm
+from model.terms.ranking import AhrlRanker, HingeRanker, RankingTerm
+from model.terms.relations import RelationsTerm
+from model.terms.term import Term
+
+
+def build_terms(model: ModelConfig, loss: LossConfig, embed_dim: int, steps_per_epoch: int) -> list[Term]:
+    """The terms of `model.framework`, but those of weight 0, which would only cost time.
+
+    AMSPS's AHRL takes the place of the hinge in L_base. In L_rel, whose embeddings exist within a group alone and
+    in no queue, it is its first level, the hinge with the hardest negative (ours). Raises `ModelError`.
+    """
+    if model.framework in ("clip", "siglip"):
+        return [ContrastTerm(model.framework, loss.contrast)]
+    views = 3 if model.has_consensus else 1
+    mines = model.framework != "aahr"
+    base = _first_level(loss) if mines else loss.base
+    hinge = HingeRanker(base, steps_per_epoch)
+    if mines:
+        rankers = [AhrlRanker(loss.ahrl, hinge) for _ in range(views)]
+        terms: list[Term] = [RankingTerm("ahrl", loss.ahrl.weight, rankers, loss.consensus)]
+    else:
+        terms = [RankingTerm("base", base.weight, [hinge] * views, loss.consensus)]
+    if model.framework != "amsps":
+        terms.append(PrototypeTerm(loss.prototypes, embed_dim))
+        terms.append(MomentumContrastTerm(loss.momentum_contrast))
+        terms.append(RelationsTerm(loss.relations, loss.regulariser, embed_dim, hinge))
+    return [term for term in terms if any(term.weights.values())]
+
+
+def _first_level(loss: LossConfig) -> BaseLossConfig:
+    return loss.base.model_copy(update={"margin": loss.ahrl.margin, "negatives": "hardest"})
+
+
+def needs_memory(model: ModelConfig, loss: LossConfig) -> bool:
+    """Whether any term asks for the momentum encoders and the queue."""
+    ahrl = loss.ahrl
+    levels = ahrl.candidate or ahrl.pair or ahrl.adaptive or ahrl.mining
+    mines = model.framework in ("amsps", "aahr+amsps") and ahrl.weight > 0 and levels
+    contrasts = model.framework in ("aahr", "aahr+amsps") and loss.momentum_contrast.weight > 0
+    clusters = (
+        model.framework in ("aahr", "aahr+amsps") and loss.prototypes.weight > 0 and loss.prototypes.reestimate_every
+    )
+    return bool(mines or contrasts or clusters)

@@ -1,0 +1,108 @@
+"""Reads what the `transformers` library keeps in a folder or fetches from its hub. No code comes with it.
+
+Weights are read as safetensors, or as pickles that may hold tensors only; code that a repository brings
+along is not run.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import ERROR
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from model.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+WHERE = "model.text.transformer"
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[dict[str, Any]]:
+    """Quietly, with the library's many errors as one line. Gives the arguments of `from_pretrained`."""
+    from transformers.utils import logging
+
+    local = Path(name).expanduser()
+    if not local.is_dir() and (local.is_absolute() or name.startswith((".", "~"))):
+        raise ModelError(
+            f"{WHERE}.name {name!r}: no such folder; give one that save_pretrained wrote, or a hub name"
+        )
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(ERROR)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield {
+            "pretrained_model_name_or_path": str(local) if local.is_dir() else name,
+            "local_files_only": local.is_dir(),
+            "trust_remote_code": False,
+        }
+    except (
+        AttributeError,
+        ImportError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        SafetensorError,
+        TypeError,
+        UnpicklingError,
+        ValueError,
+    ) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(
+            f"{WHERE}.name {name!r}: {reason.rstrip('.')}; give a folder that save_pretrained wrote, or a hub name"
+        ) from None
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def read_config(name: str) -> "PreTrainedConfig":
+    """A text encoder's settings. Raises `ModelError` when there are none, or for another kind of model."""
+    with _reading(name) as arguments:
+        from transformers import AutoConfig
+
+        config: PreTrainedConfig = AutoConfig.from_pretrained(**arguments)
+    wanted = ("vocab_size", "hidden_size", "pad_token_id")
+    if config.is_encoder_decoder or any(getattr(config, key, None) is None for key in wanted):
+        raise ModelError(f"{WHERE}.name {name!r}: {config.model_type} is no text encoder such as BERT or RoBERTa")
+    return config
+
+
+def new_model(config: "PreTrainedConfig") -> "PreTrainedModel":
+    """A model with random weights."""
+    import torch
+    from transformers import AutoModel
+
+    model: PreTrainedModel = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    return model
+
+
+def pretrained_model(name: str) -> tuple["PreTrainedModel", list[str]]:
+    """A model with its weights in float32, and a line for each weight without counterpart."""
+    with _reading(name) as arguments:
+        import torch
+        from transformers import AutoModel
+
+        loaded = AutoModel.from_pretrained(**arguments, dtype=torch.float32, output_loading_info=True)
+    model: PreTrainedModel = loaded[0]
+    missing = {key for key in loaded[1]["missing_keys"] if not key.startswith("pooler.")}
+    if missing >= {key for key in model.state_dict() if not key.startswith("pooler.")}:
+        raise ModelError(f"{WHERE}.name {name!r}: its weights are those of another model; no name is known here")
+    return model, [
+        *(f"{key}: not in {name}, left random" for key in sorted(missing)),
+        *(f"{key}: in {name}, not used" for key in sorted(loaded[1]["unexpected_keys"])),
+    ]
+
+
+def read_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer that belongs to a model. Raises `ModelError`."""
+    with _reading(name) as arguments:
+        from transformers import AutoTokenizer
+
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**arguments)
+    return tokenizer
