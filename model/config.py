@@ -1,6 +1,5 @@
 """The typed settings of this package: what the model is, and what it is trained on to minimise."""
 
-from typing import Literal, Self
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator

@@ -109,7 +109,11 @@ class Framework(nn.Module):
         if encoders.consensus is None:
             return [(image.embedding, caption.embedding)], None
         images, texts = encoders.image_consensus(image), encoders.text_consensus(caption, text)
-        kinds = [(images.fused, texts.fused), (images.instance, texts.instance), (images.consensus, texts.consensus)]
+        kinds = [
+            (images.fused, texts.fused),
+            (images.instance, texts.instance),
+            (images.consensus, texts.consensus),
+        ]
         return kinds, (images.log_concepts, texts.log_concepts)
 
     @torch.no_grad()
@@ -160,7 +164,8 @@ class Framework(nn.Module):
         if self.momentum is not None:
             self.momentum.update(self.encoders, momentum_decay(self.loss.momentum, step, self.total_steps))
         if self.queue is not None and self._entering is not None:
-            self.queue.enter(*self._entering, step)  # type: ignore[call-arg]
+            images, texts, ids, positions, valid = self._entering
+            self.queue.enter(images, texts, ids, positions, valid, step)
             self._entering = None
 
     def restart(self) -> None:

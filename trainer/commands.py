@@ -46,9 +46,10 @@ def train(
         for line in plan.summary():
             typer.echo(line, err=True)
     if dry_run:
-        from model.towers.open_clip import tower_widths
+        from trainer.inputs import caption_tokenizer, image_side
 
-        tower_widths(loaded.model.architecture)
+        image_side(loaded.model)
+        caption_tokenizer(loaded.model)
         return
     if plan.finished and world.is_main:
         typer.echo(f"{plan.run_dir}: already trained to step {plan.total_steps:,}; raise schedule.epochs to go on")

@@ -56,6 +56,10 @@ class DataConfig(_Config):
         0.01, ge=0, le=1, description="share of samples that may not decode before the run stops"
     )
     cache: CacheConfig = CacheConfig()
+    mask_words: float = Field(
+        0.2, ge=0, le=1, description="share of the words touched in training, of those that a transformer reads"
+    )
+    drop_regions: float = Field(0.2, ge=0, lt=1, description="share of precomputed regions left out in training")
     min_crop_scale: float = Field(0.9, gt=0, le=1, description="smallest share of the area a crop keeps")
     workers: int = Field(0, ge=0, description="loader processes a rank; 0 loads in the training process")
     global_batch_size: int = Field(128, ge=2, description="pairs a step, over all processes")

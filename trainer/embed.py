@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
-from model.frameworks import DualEncoder
+from model.encoders import DualEncoder
 from shards.evaluation import EvaluationDataset, evaluation_batches
 from shards.loader import Rank
 from trainer.distributed import World
-from trainer.errors import RunError
 
 
 @dataclass
@@ -54,10 +53,11 @@ def embed_split(
     images, texts, owner, captions = [], [], [], []
     batches = evaluation_batches(dataset, batch_size, Rank(world.rank, world.size), workers)
     for batch in batches:
-        if batch.images is None:
-            raise RunError(f"{dataset.manifest.location}: holds no images")
+        inputs = (
+            None if part is None else part.to(device) for part in (batch.images, batch.regions, batch.region_mask)
+        )
         with autocast(device, precision):
-            images.append(encoders.encode_image(batch.images.to(device)))
+            images.append(encoders.encode_image(*inputs))
             texts.append(encoders.encode_text(batch.text.to(device)))
         owner.append(batch.samples[batch.caption_image].to(device))
         captions.extend(batch.captions)

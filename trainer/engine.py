@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from model.config import ModelConfig
-from model.frameworks import DualEncoder, Framework
+from model.encoders import DualEncoder
+from model.frameworks import Framework
 from trainer.config import Recipe
 from trainer.deepspeed_setup import deepspeed_config
 from trainer.distributed import World
@@ -22,9 +23,19 @@ def build_encoders(config: ModelConfig, seed: int, pretrained: bool = True) -> D
         return DualEncoder(config, pretrained)
 
 
-def build_framework(encoders: DualEncoder, recipe: Recipe, steps_per_epoch: int) -> Framework:
-    autocast = torch.bfloat16 if recipe.engine.precision == "bfloat16" else None
-    return Framework(encoders, recipe.loss, steps_per_epoch, autocast)
+def build_framework(encoders: DualEncoder, recipe: Recipe, steps_per_epoch: int, total_steps: int) -> Framework:
+    """The framework with weights of its own that depend on the seed alone, the same on every rank."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.run.seed + _INIT + 1)
+        return Framework(
+            encoders,
+            recipe.model,
+            recipe.loss,
+            steps_per_epoch=steps_per_epoch,
+            total_steps=total_steps,
+            seed=recipe.run.seed,
+            autocast=torch.bfloat16 if recipe.engine.precision == "bfloat16" else None,
+        )
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

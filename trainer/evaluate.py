@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-from model.tokenizer import build_tokenizer
-from model.towers.open_clip import tower_widths
 from shards.evaluation import EvaluationDataset
 from shards.images import center_crop
 from shards.manifest import Manifest, read_manifest
@@ -17,6 +15,7 @@ from trainer.distributed import World, device_of
 from trainer.embed import Embeddings, embed_split
 from trainer.engine import build_encoders
 from trainer.errors import RunError
+from trainer.inputs import caption_tokenizer, image_side
 from trainer.metrics import RANKS, Retrieval, chance, retrieval
 
 
@@ -43,9 +42,8 @@ class Evaluation:
 
 def evaluation_set(checkpoint: Checkpoint, data: Path) -> EvaluationDataset:
     """The split as this checkpoint's model takes it."""
-    architecture = checkpoint.recipe.model.architecture
-    crop = center_crop(tower_widths(architecture).image_size)
-    return EvaluationDataset(read_manifest(data), crop, build_tokenizer(architecture))
+    model = checkpoint.recipe.model
+    return EvaluationDataset(read_manifest(data), center_crop(image_side(model)), caption_tokenizer(model))
 
 
 def evaluate(

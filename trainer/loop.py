@@ -9,22 +9,22 @@ import torch
 import torch.distributed as dist
 
 from model.frameworks import Framework
-from model.tokenizer import build_tokenizer
-from model.towers.open_clip import tower_widths
 from shards.atomic import replacing
 from shards.batch import Batch
 from shards.evaluation import EvaluationDataset
 from shards.images import center_crop, random_resized_crop
 from shards.loader import Position, Rank, TrainLoader
-from shards.training import TrainDataset, Unkeyed
+from shards.training import TrainDataset
 from trainer.checkpoint import Progress, load_optimizer, load_weights, prune, save_checkpoint
 from trainer.distributed import World, device_of, start, stop
 from trainer.embed import embed_split
 from trainer.engine import build_encoders, build_framework, initialize, seed_step, set_learning_rate
 from trainer.errors import RunError
+from trainer.inputs import caption_tokenizer, image_side
 from trainer.logs import RunLog
 from trainer.metrics import retrieval
 from trainer.plan import Plan, identity
+from trainer.prototypes import tend_prototypes
 from trainer.quarantine import Quarantine
 from trainer.recipe import dump_recipe
 from trainer.schedule import learning_rate_scale
@@ -73,7 +73,8 @@ class Trainer:
         plan, recipe = self.plan, self.recipe
         loaded = plan.resume or plan.init_from
         encoders = build_encoders(recipe.model, recipe.run.seed, pretrained=loaded is None)
-        framework = build_framework(encoders, recipe, plan.steps_per_epoch)
+        framework = build_framework(encoders, recipe, plan.steps_per_epoch, plan.total_steps)
+        self.notes += encoders.notes
         if loaded:
             unmatched = load_weights(framework, loaded)
             if unmatched and plan.resume:
@@ -82,14 +83,16 @@ class Trainer:
             self.notes.append(f"weights of {loaded.path}")
             if unmatched:
                 self.notes.append(f"without counterpart, left as they were: {', '.join(unmatched)}")
+            if not plan.resume:
+                framework.restart()
         return framework
 
     def _data(self) -> tuple[TrainLoader, EvaluationDataset | None]:
         recipe, plan = self.recipe, self.plan
-        side = tower_widths(recipe.model.architecture).image_size
-        tokenize = build_tokenizer(recipe.model.architecture)
+        side = image_side(recipe.model)
         crop = random_resized_crop(side, recipe.data.min_crop_scale)
-        train_set = TrainDataset(plan.train, crop, Unkeyed(tokenize), recipe.run.seed)
+        tokenize = caption_tokenizer(recipe.model, recipe.data.mask_words)
+        train_set = TrainDataset(plan.train, crop, tokenize, recipe.run.seed, recipe.data.drop_regions)
         state = plan.resume.progress.loader if plan.resume else Position()
         loader = TrainLoader(
             train_set,
@@ -149,12 +152,9 @@ class Trainer:
         set_learning_rate(self.engine, lr)
         seed_step(self.recipe.run.seed, self.step, self.world.rank)
         self.quarantine.add(batch.undecodable)
-        assert batch.images is not None, "the plan checks that the training set holds images"
-        images, text, ids, valid = (
-            part.to(self.device, non_blocking=True)
-            for part in (batch.images, batch.text, batch.image_ids, batch.valid)
-        )
-        losses: dict[str, torch.Tensor] = self.engine(images, text, ids, valid, self.step)
+        parts = (batch.images, batch.regions, batch.region_mask, batch.text, batch.image_ids, batch.valid)
+        inputs = (None if part is None else part.to(self.device, non_blocking=True) for part in parts)
+        losses: dict[str, torch.Tensor] = self.engine(*inputs, self.step)
         self.engine.backward(losses["loss"])
         self.engine.step()
         if not self.engine.was_step_applied():
@@ -162,6 +162,8 @@ class Trainer:
                 f"step {self.step + 1}: the gradients are not finite, so it was not applied; "
                 "lower optimizer.lr, or resume"
             )
+        self.framework.advance(self.step)
+        tend_prototypes(self.engine, self.framework, self.step + 1)
         return losses, lr
 
     def _measure(self, losses: dict[str, torch.Tensor], lr: float) -> dict[str, Any]:

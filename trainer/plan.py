@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.config import ModelConfig
+from model.memory.queue import check_queue_size
+from model.terms.build import needs_memory, relates
 from shards.loader import steps_per_epoch
-from shards.manifest import IMAGE, Manifest, read_manifest
+from shards.manifest import IMAGE, REGIONS, Manifest, read_manifest
 from shards.storage.cache import Cache, default_directory
 from shards.storage.location import is_remote
 from shards.training import Part, TrainingSet
@@ -65,13 +68,13 @@ class Plan:
         elif self.init_from:
             start = f"the weights of {self.init_from.path}"
         val = f"val    {self.val.location}: {self.val.num_samples:,} images" if self.val else "val    none"
-        batch = recipe.data.global_batch_size
+        batch, model = recipe.data.global_batch_size, recipe.model
         return [
             f"run    {self.run_dir}, from {start}",
             *_describe(self.train),
             *_cache_warning(self.train, recipe.data.cache.max_gb),
             val,
-            f"model  {recipe.model.architecture}, embeddings of {recipe.model.embed_dim}",
+            f"model  {model.framework} on {model.architecture}, embeddings of {model.embed_dim}",
             f"steps  {self.total_steps:,} of {batch:,} pairs, {self.steps_per_epoch:,} an epoch",
             f"engine {self.processes} process{'es' * (self.processes > 1)}, ZeRO-{recipe.engine.zero_stage}, "
             f"{recipe.engine.precision}",
@@ -89,7 +92,7 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
         raise RunError(f"run.dir={recipe.run.dir}: is a file; give a folder")
     train = read_training_set(recipe.data)
     val = read_manifest(recipe.data.val, cache_of(recipe.data)) if recipe.data.val else None
-    _check_splits(train, val)
+    _check_splits(train, val, recipe.model)
     _check_batch(recipe, train, processes)
     if val is not None and val.num_samples < processes:
         raise RunError(f"data.val={val.location}: {val.num_samples} samples for {processes} processes; start fewer")
@@ -154,19 +157,24 @@ def _cache_warning(train: TrainingSet, max_gb: float) -> list[str]:
     ]
 
 
-def _check_splits(train: TrainingSet, val: Manifest | None) -> None:
+def _check_splits(train: TrainingSet, val: Manifest | None, model: ModelConfig) -> None:
+    wanted = {IMAGE: model.reads_pixels, REGIONS: model.reads_regions}
     manifests = [("data.train", part.manifest) for part in train.parts]
     for key, manifest in manifests + ([("data.val", val)] if val else []):
         if manifest.split == "test":
             raise RunError(
                 f"{key}={manifest.location}: a test split; models are trained on train and chosen on val"
             )
-        if IMAGE not in manifest.holds:
-            raise RunError(f"{key}={manifest.location}: holds {', '.join(manifest.holds)}, but no images")
+        for what, is_read in wanted.items():
+            if is_read and what not in manifest.holds:
+                raise RunError(
+                    f"{key}={manifest.location}: holds no {what}, and model.image.inputs={model.image.inputs} "
+                    "reads them"
+                )
 
 
 def _check_batch(recipe: Recipe, train: TrainingSet, processes: int) -> None:
-    batch, group = recipe.data.global_batch_size, recipe.model.norm_group
+    batch = recipe.data.global_batch_size
     if processes > train.num_visits:
         raise RunError(f"{processes} processes for {train.num_visits:,} samples in {train.name}; start fewer")
     if batch > train.num_visits:
@@ -175,11 +183,17 @@ def _check_batch(recipe: Recipe, train: TrainingSet, processes: int) -> None:
         )
     if batch % processes:
         raise RunError(f"data.global_batch_size={batch}: does not divide among {processes} processes")
-    if (batch // processes) % group:
-        raise RunError(
-            f"model.norm_group={group}: does not divide the {batch // processes} pairs a process of "
-            f"data.global_batch_size={batch} on {processes} processes; give a divisor"
-        )
+    groups = {"model.norm_group": recipe.model.norm_group}
+    if relates(recipe.model, recipe.loss):
+        groups["loss.relations.group"] = recipe.loss.relations.group
+    for key, group in groups.items():
+        if (batch // processes) % group:
+            raise RunError(
+                f"{key}={group}: does not divide the {batch // processes} pairs a process of "
+                f"data.global_batch_size={batch} on {processes} processes; give a divisor"
+            )
+    if needs_memory(recipe.model, recipe.loss):
+        check_queue_size(recipe.loss.queue.size, batch)
 
 
 def _check_model(recipe: Recipe, init_from: Checkpoint) -> None:

@@ -11,8 +11,8 @@ import torch
 
 from model.config import AhrlConfig
 from model.losses.keyed_draw import draw, keys_of
-from model.losses.running_quantile import BINS, count_in_bins
 from model.losses.pairs import Memory, Pairs
+from model.losses.running_quantile import BINS, count_in_bins
 from model.losses.streaming import Hardest, MostSimilar, SoftTargets
 
 TILE_ENTRIES = 2**22

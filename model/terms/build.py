@@ -37,13 +37,17 @@ def _first_level(loss: LossConfig) -> BaseLossConfig:
     return loss.base.model_copy(update={"margin": loss.ahrl.margin, "negatives": "hardest"})
 
 
+def relates(model: ModelConfig, loss: LossConfig) -> bool:
+    """Whether pairs are related within groups."""
+    return model.framework in ("aahr", "aahr+amsps") and (loss.relations.weight > 0 or loss.regulariser.weight > 0)
+
+
 def needs_memory(model: ModelConfig, loss: LossConfig) -> bool:
     """Whether any term asks for the momentum encoders and the queue."""
     ahrl = loss.ahrl
-    levels = ahrl.candidate or ahrl.pair or ahrl.adaptive or ahrl.mining
+    levels = ahrl.draws_candidates or ahrl.mining
     mines = model.framework in ("amsps", "aahr+amsps") and ahrl.weight > 0 and levels
     contrasts = model.framework in ("aahr", "aahr+amsps") and loss.momentum_contrast.weight > 0
-    clusters = (
-        model.framework in ("aahr", "aahr+amsps") and loss.prototypes.weight > 0 and loss.prototypes.reestimate_every
-    )
-    return bool(mines or contrasts or clusters)
+    bank = loss.prototypes
+    clusters = model.framework in ("aahr", "aahr+amsps") and bank.weight > 0 and bank.reestimate_every > 0
+    return mines or contrasts or clusters

@@ -71,7 +71,8 @@ class AhrlRanker(nn.Module):
     def forward(self, view: View, step: Step) -> torch.Tensor:
         """-> (b,), both directions added; what its levels gave goes to the log."""
         if step.number < self.warm_up.all_negatives_steps:
-            return self.warm_up(view, step)
+            first: torch.Tensor = self.warm_up(view, step)
+            return first
         memory = view.memory if step.number >= self.config.start_step else None
         result = ahrl(
             view.own,

@@ -1,0 +1,47 @@
+"""What a model asks of its data: the side of its pictures, and captions as numbers."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model.caption_tokenizer import CaptionTokenizer, build_caption_tokenizer
+from model.config import ModelConfig
+from model.towers.open_clip import tower_widths
+from shards.augment import mask_words
+from shards.tools.concepts import Vocabulary, label_captions, read_vocabulary
+
+NO_PIXELS = 1
+"""Side of the pictures of a model that reads none."""
+
+
+class ConceptTokenizer:
+    """A caption's tokens, then a 0 or 1 a concept, as `model.encoders.DualEncoder` takes them."""
+
+    def __init__(self, tokenize: CaptionTokenizer, vocabulary: Vocabulary) -> None:
+        self.tokenize = tokenize
+        self.form_to_concept, self.size = vocabulary.form_to_concept, len(vocabulary.concepts)
+
+    def __call__(self, captions: list[str], keys: npt.NDArray[np.uint64] | None = None) -> torch.Tensor:
+        """C captions, the (C,) keys of their visits in training -> (C, T + q) int64."""
+        labels = label_captions(captions, self.form_to_concept, self.size)
+        return torch.cat([self.tokenize(captions, keys), torch.from_numpy(labels).long()], dim=1)
+
+
+def caption_tokenizer(config: ModelConfig, mask_share: float = 0.0) -> CaptionTokenizer | ConceptTokenizer:
+    """What makes numbers of captions for a model; a share of the words that BERT reads is masked in training.
+
+    Raises `ModelError`, and `DataError` for a concept file that cannot be read.
+    """
+    tokenize = build_caption_tokenizer(config, partial(mask_words, share=mask_share) if mask_share else None)
+    if not config.has_consensus:
+        return tokenize
+    assert config.consensus.concepts is not None
+    return ConceptTokenizer(tokenize, read_vocabulary(Path(config.consensus.concepts)))
+
+
+def image_side(config: ModelConfig) -> int:
+    """Of the square pictures that a model takes, in pixels. Raises `ModelError`."""
+    return tower_widths(config.architecture).image_size if config.reads_pixels else NO_PIXELS
