@@ -89,8 +89,13 @@ def read_transformer_tokenizer(name: str, max_length: int, augment: Augment | No
             f"{WHERE}.name {name!r}: its tokenizer does not begin, end, pad and mask a text as BERT's does"
         )
     vocabulary = fast.get_vocab()
-    if pad != config.pad_token_id or max(vocabulary.values()) >= config.vocab_size:
-        raise ModelError(f"{WHERE}.name {name!r}: its tokenizer is that of another model")
+    # where there is no tokenizer in a folder, the library makes one that knows no words
+    half_known = len(vocabulary) > config.vocab_size // 2
+    if pad != config.pad_token_id or not half_known or max(vocabulary.values()) >= config.vocab_size:
+        raise ModelError(
+            f"{WHERE}.name {name!r}: its tokenizer is missing or that of another model "
+            f"({len(vocabulary)} tokens, the model has {config.vocab_size})"
+        )
     apart = set(theirs.all_special_ids)
     words = sorted(number for word, number in vocabulary.items() if number not in apart and not _is_unused(word))
     return TransformerTokenizer(fast, begin, end, pad, mask, np.array(words, np.int64), max_length, augment)

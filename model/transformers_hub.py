@@ -69,8 +69,12 @@ def read_config(name: str) -> "PreTrainedConfig":
         config: PreTrainedConfig = AutoConfig.from_pretrained(**arguments)
     wanted = ("vocab_size", "hidden_size", "pad_token_id")
     if config.is_encoder_decoder or any(getattr(config, key, None) is None for key in wanted):
-        raise ModelError(f"{WHERE}.name {name!r}: {config.model_type} is no text encoder such as BERT or RoBERTa")
+        raise ModelError(no_text_encoder(name, config))
     return config
+
+
+def no_text_encoder(name: str, config: "PreTrainedConfig") -> str:
+    return f"{WHERE}.name {name!r}: {config.model_type} is no text encoder such as BERT or RoBERTa"
 
 
 def new_model(config: "PreTrainedConfig") -> "PreTrainedModel":

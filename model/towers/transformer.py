@@ -12,7 +12,7 @@ from model.features import Features
 from model.towers.open_clip import TextTower
 from model.towers.tower import Backbone, Tower, at_least_one
 from model.towers.weights import load_matching, read_weights
-from model.transformers_hub import WHERE, new_model, pretrained_model, read_config
+from model.transformers_hub import WHERE, new_model, no_text_encoder, pretrained_model, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,7 +64,9 @@ class TransformerTower(Backbone):
             raise ModelError(
                 f"{WHERE}.gradient_checkpointing: {self.model.config.model_type} cannot do it; set it to false"
             )
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+        self.model.activation_checkpointing_enable({"use_reentrant": False})
+        # else frozen embeddings would be given a gradient, and with them the frozen blocks that follow
+        self.model.disable_input_require_grads()  # type: ignore[no-untyped-call]
 
 
 class ClipTransformerTower(Tower):
@@ -111,7 +113,7 @@ def _load(model: "PreTrainedModel", path: Path) -> list[str]:
 
 @torch.no_grad()
 def _try(tower: TransformerTower, config: TransformerConfig) -> None:
-    """See whether it has positions enough; how they are counted differs between the families."""
+    """See whether it runs and has positions enough; how they are counted differs between the families."""
     training = tower.training
     try:
         tower.eval()(torch.full((1, config.max_length), tower.pad + 1 if tower.pad == 0 else tower.pad - 1))
@@ -119,5 +121,7 @@ def _try(tower: TransformerTower, config: TransformerConfig) -> None:
         raise ModelError(
             f"{WHERE}.max_length: {config.max_length} tokens are too many for {config.name} ({error})"
         ) from None
+    except (AttributeError, TypeError, ValueError):
+        raise ModelError(no_text_encoder(config.name, tower.model.config)) from None
     finally:
         tower.train(training)

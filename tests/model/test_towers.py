@@ -15,7 +15,7 @@ from model.errors import ModelError
 from model.features import Features
 from model.frameworks import DualEncoder
 from model.tokenizer import build_tokenizer
-from model.towers.open_clip import ImageTower, TextTower, TowerWidths, build_towers, tower_widths
+from model.towers.open_clip import ImageTower, TextTower, TowerWidths, clip_towers, tower_widths
 
 OURS = {  # architecture: patches, and what tower_widths says
     "itm-tiny": (4, TowerWidths(32, 32, 32, 32, 16)),
@@ -50,7 +50,7 @@ def embed_texts(tower: TextTower, tokens: torch.Tensor) -> Features:
 
 @pytest.fixture(scope="module")
 def tiny() -> tuple[ImageTower, TextTower]:
-    return build_towers("itm-tiny")
+    return clip_towers("itm-tiny")[:2]
 
 
 @pytest.mark.parametrize("architecture", OURS)
@@ -58,7 +58,7 @@ def test_features_have_the_promised_shapes(architecture: str) -> None:
     patches, expected = OURS[architecture]
     widths = tower_widths(architecture)
     assert widths == expected
-    image_tower, text_tower = build_towers(architecture)
+    image_tower, text_tower, _ = clip_towers(architecture)
     with torch.no_grad():
         image = image_tower.eval()(pixels(2, widths.image_size))
     assert image.pooled.shape == (2, widths.pooled)
@@ -158,7 +158,7 @@ class Trunk(torch.nn.Module):
 def timm_tokens(features: torch.Tensor, **layout: Any) -> torch.Tensor:
     visual = torch.nn.Module()
     visual.trunk, visual.head = Trunk(features, **layout), torch.nn.Identity()
-    tower = ImageTower(visual, (0.5,) * 3, (0.5,) * 3)
+    tower = ImageTower(visual, (0.5,) * 3, (0.5,) * 3, 1, features.shape[-1])
     tokens: torch.Tensor = tower(pixels(1, 4)).tokens
     return tokens
 
@@ -177,7 +177,7 @@ def test_a_timm_networks_grid_gives_one_token_a_place_in_both_memory_layouts() -
 
 
 def test_an_unknown_architecture_is_an_error_that_names_the_nearest() -> None:
-    for use in (tower_widths, build_towers):
+    for use in (tower_widths, clip_towers):
         with pytest.raises(ModelError, match=r"'itm-tinny'.*nearest: itm-tiny"):
             use("itm-tinny")
 
@@ -198,7 +198,7 @@ def test_widths_of_vit_b_32_are_those_of_its_towers(monkeypatch: pytest.MonkeyPa
     create = open_clip.create_model
     monkeypatch.setattr(open_clip, "create_model", lambda *args, **kwargs: create(*args, device="meta", **kwargs))
     with torch.device("meta"):  # shapes without the arithmetic
-        image_tower, text_tower = build_towers("ViT-B-32")
+        image_tower, text_tower, _ = clip_towers("ViT-B-32")
         image = image_tower(torch.zeros(2, 224, 224, 3, dtype=torch.uint8))
         text = text_tower(torch.zeros(2, 77, dtype=torch.int64))
     assert image.pooled.shape == text.pooled.shape == (2, 512)
@@ -209,7 +209,7 @@ def test_widths_of_vit_b_32_are_those_of_its_towers(monkeypatch: pytest.MonkeyPa
 def test_random_weights_are_a_function_of_the_seed() -> None:
     def weights(seed: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(seed)
-        image_tower, text_tower = build_towers("itm-tiny")
+        image_tower, text_tower, _ = clip_towers("itm-tiny")
         return image_tower.state_dict() | text_tower.state_dict()
 
     first, again, other = weights(1), weights(1), weights(2)
@@ -219,7 +219,7 @@ def test_random_weights_are_a_function_of_the_seed() -> None:
 
 def test_building_random_towers_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        build_towers("itm-tiny")
+        clip_towers("itm-tiny")
     assert not caplog.records
 
 
@@ -238,7 +238,7 @@ def saved_model(path: Path) -> dict[str, torch.Tensor]:
 def test_pretrained_weights_are_read_from_a_file(tmp_path: Path, name: str) -> None:
     state = saved_model(tmp_path / name)
     torch.manual_seed(1)
-    image_tower, text_tower = build_towers("itm-tiny", str(tmp_path / name))
+    image_tower, text_tower, _ = clip_towers("itm-tiny", str(tmp_path / name))
     for tower, part in ((image_tower, "visual."), (text_tower, "text.")):
         own = {key: value for key, value in tower.state_dict().items() if key.startswith(part)}
         theirs = {key: value for key, value in state.items() if key.startswith(part)}
@@ -264,24 +264,24 @@ def test_a_broken_weights_file_is_a_users_error(tmp_path: Path, name: str, conte
         content = path.read_bytes()[: path.stat().st_size // 2]
     path.write_bytes(content)
     with pytest.raises(ModelError, match=name):
-        build_towers("itm-tiny", str(path))
+        clip_towers("itm-tiny", str(path))
 
 
 def test_weights_of_another_architecture_are_a_users_error(tmp_path: Path) -> None:
     saved_model(tmp_path / "weights.pt")
     with pytest.raises(ModelError, match=r"weights\.pt"):
-        build_towers("itm-mini", str(tmp_path / "weights.pt"))
+        clip_towers("itm-mini", str(tmp_path / "weights.pt"))
 
 
 def test_a_file_that_holds_something_else_is_a_users_error(tmp_path: Path) -> None:
     torch.save(torch.zeros(3), tmp_path / "weights.pt")
     with pytest.raises(ModelError, match=r"weights\.pt"):
-        build_towers("itm-tiny", str(tmp_path / "weights.pt"))
+        clip_towers("itm-tiny", str(tmp_path / "weights.pt"))
 
 
 def test_an_unknown_weights_tag_is_a_users_error() -> None:
     with pytest.raises(ModelError, match=r"model\.pretrained 'nothing' for itm-tiny"):
-        build_towers("itm-tiny", "nothing")
+        clip_towers("itm-tiny", "nothing")
 
 
 def test_pixels_are_normalised_for_the_pretrained_tag_also_where_its_weights_are_not_read(
@@ -304,4 +304,4 @@ def test_pixels_are_normalised_for_the_pretrained_tag_also_where_its_weights_are
 
 def test_weights_of_another_activation_are_refused_with_the_right_architecture() -> None:
     with pytest.raises(ModelError, match=r"set model\.architecture to ViT-B-32-quickgelu"):
-        build_towers("ViT-B-32", "openai")
+        clip_towers("ViT-B-32", "openai")

@@ -1,0 +1,251 @@
+"""Weights from files, folders and checkpoints, matched by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from model.config import ModelConfig, TransformerConfig
+from model.errors import ModelError
+from model.frameworks import DualEncoder
+from model.towers.open_clip import clip_towers
+from model.towers.transformer import transformer_tower
+from model.towers.weights import find_prefix, load_matching, read_weights
+from tests.model.hub import FAMILIES, save_bert, save_roberta
+
+T = 10
+
+
+def model_config(**settings: Any) -> ModelConfig:
+    tiny = {"architecture": "itm-tiny", "embed_dim": 16, "norm_group": 2}
+    return ModelConfig.model_validate(tiny | {"aahr": {"fragment_heads": 2, "pooling_heads": 2}} | settings)
+
+
+def checkpoint(folder: Path, config: ModelConfig, prefix: str = "encoders.") -> dict[str, torch.Tensor]:
+    """A folder as the trainer writes it; returns the encoders' weights."""
+    torch.manual_seed(99)
+    encoders = DualEncoder(config)
+    encoders.image_tower.mean.fill_(7.0)
+    state = {name: tensor.clone() for name, tensor in encoders.state_dict().items()}
+    folder.mkdir(parents=True)
+    save_file({prefix + name: tensor for name, tensor in state.items()}, folder / "weights.safetensors")
+    (folder / "state.json").write_text("{}")
+    return state
+
+
+def of_tower(state: dict[str, torch.Tensor], tower: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(tower): tensor for name, tensor in state.items() if name.startswith(tower)}
+
+
+def same(own: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    assert own.keys() == theirs.keys()
+    return all(torch.equal(own[name], theirs[name]) for name in own)
+
+
+def test_clip_towers_start_from_a_checkpoint_of_ours(tmp_path: Path) -> None:
+    state = checkpoint(tmp_path / "step-00000001", model_config())
+    torch.manual_seed(1)
+    image, text, notes = clip_towers("itm-tiny", str(tmp_path / "step-00000001"))
+    assert same(image.state_dict(), of_tower(state, "image_tower.")), "with the normalisation of its pixels"
+    assert same(text.state_dict(), of_tower(state, "text_tower."))
+    assert image.mean.flatten().tolist() == [7.0] * 3
+    heads = {f"encoders.{name}" for name in state if "_head." in name}
+    assert {line.split(":")[0] for line in notes} == heads
+    assert all(line.endswith("not used") for line in notes)
+
+
+def test_towers_of_two_backbones_start_from_a_checkpoint_of_ours(tmp_path: Path) -> None:
+    folder = save_bert(tmp_path / "bert")
+    text = {"towers": "clip+transformer", "transformer": {"name": str(folder), "max_length": T}}
+    image = {"inputs": "pixels+regions", "region_width": 4}
+    plain, both = model_config(), model_config(text=text, image=image)
+    torch.manual_seed(99)
+    encoders = DualEncoder(both)
+    with torch.no_grad():
+        for parameter in encoders.parameters():
+            parameter.add_(1)
+    path = tmp_path / "own" / "weights.safetensors"
+    path.parent.mkdir()
+    save_file({f"encoders.{name}": tensor for name, tensor in encoders.state_dict().items()}, path)
+
+    tower, _ = transformer_tower(TransformerConfig(name=str(folder), weights=str(path.parent), max_length=T))
+    assert same(tower.state_dict(), of_tower(encoders.state_dict(), "text_tower.transformer."))
+    new = DualEncoder(plain.model_copy(update={"pretrained": str(path)}))
+    assert same(new.text_tower.state_dict(), of_tower(encoders.state_dict(), "text_tower.clip."))
+    assert same(new.image_tower.state_dict(), of_tower(encoders.state_dict(), "image_tower.clip."))
+    assert any("text_tower.transformer.model" in line for line in new.notes)
+
+
+def test_a_run_is_answered_with_where_its_checkpoints_are(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "run" / "checkpoints" / "step-00000001", model_config())
+    with pytest.raises(ModelError, match=r"it is a run: give one of its checkpoints/step-\*"):
+        clip_towers("itm-tiny", str(tmp_path / "run"))
+
+
+def test_momentum_copies_beside_the_encoders_are_not_taken_for_them(tmp_path: Path) -> None:
+    state = checkpoint(tmp_path / "one", model_config())
+    both = {f"encoders.{name}": tensor for name, tensor in state.items()}
+    both |= {f"momentum_encoders.{name}": tensor + 1 for name, tensor in state.items()}
+    save_file(both, tmp_path / "both.safetensors")
+    image, text, notes = clip_towers("itm-tiny", str(tmp_path / "both.safetensors"))
+    assert same(
+        image.state_dict() | text.state_dict(), of_tower(state, "image_tower.") | of_tower(state, "text_tower.")
+    )
+    assert any(line.startswith("momentum_encoders.text_tower.text.") for line in notes)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "a.b.c."])
+@pytest.mark.parametrize("old", [False, True], ids=["custom text", "text at the top"])
+def test_names_match_whatever_stands_before_them(tmp_path: Path, prefix: str, old: bool) -> None:
+    torch.manual_seed(99)
+    theirs = open_clip.create_model("itm-tiny", force_custom_text=True).state_dict()
+    renamed = {prefix + (name.removeprefix("text.") if old else name): tensor for name, tensor in theirs.items()}
+    torch.save({"epoch": 3, "state_dict": renamed}, tmp_path / "weights.pt")
+    image, text, notes = clip_towers("itm-tiny", str(tmp_path / "weights.pt"))
+    assert same(of_tower(image.state_dict(), "visual."), of_tower(theirs, "visual."))
+    assert same(of_tower(text.state_dict(), "text."), of_tower(theirs, "text."))
+    assert [line.split(":")[0] for line in notes] == [f"{prefix}logit_scale"]
+
+
+def test_what_is_not_there_is_listed_and_left_random(tmp_path: Path) -> None:
+    theirs = open_clip.create_model("itm-tiny", force_custom_text=True).state_dict()
+    only = {name: tensor for name, tensor in theirs.items() if name.startswith("visual.") and name != "visual.proj"}
+    save_file(only, tmp_path / "image.safetensors")
+    torch.manual_seed(1)
+    image, text, notes = clip_towers("itm-tiny", str(tmp_path / "image.safetensors"))
+    torch.manual_seed(1)
+    fresh = clip_towers("itm-tiny")
+    assert torch.equal(image.visual.proj, fresh[0].visual.proj)
+    assert torch.equal(image.visual.conv1.weight, theirs["visual.conv1.weight"])
+    # both towers are as wide, so that the image's blocks would fit the text's
+    assert same(text.state_dict(), fresh[1].state_dict())
+    source = f"model.pretrained '{tmp_path / 'image.safetensors'}'"
+    assert notes == [f"visual.proj: not in {source}, left random", f"text.*: not in {source}, left random"]
+
+
+def test_a_file_of_something_else_is_a_users_error(tmp_path: Path) -> None:
+    save_file({"layer.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match=r"other\.safetensors': weights of another model: no name in it is known"):
+        clip_towers("itm-tiny", str(tmp_path / "other.safetensors"))
+    bert = save_bert(tmp_path / "bert")
+    with pytest.raises(ModelError, match=r"transformer\.weights .*other\.safetensors': weights of another model"):
+        transformer_tower(
+            TransformerConfig(name=str(bert), max_length=T, weights=str(tmp_path / "other.safetensors"))
+        )
+
+
+def test_weights_of_another_shape_are_refused_by_name(tmp_path: Path) -> None:
+    theirs = open_clip.create_model("itm-tiny", force_custom_text=True).state_dict()
+    theirs["visual.ln_post.weight"] = torch.ones(33)
+    save_file(theirs, tmp_path / "weights.safetensors")
+    with pytest.raises(ModelError, match=r"visual\.ln_post\.weight is \[33\] there and \[32\] here \(1 such\)"):
+        clip_towers("itm-tiny", str(tmp_path / "weights.safetensors"))
+
+
+@pytest.fixture
+def larger(tmp_path: Path) -> str:
+    """The tiny architecture on 64 pixels and 24 tokens."""
+    config = open_clip.get_model_config("itm-tiny")
+    config["vision_cfg"]["image_size"], config["text_cfg"]["context_length"] = 64, 24
+    (tmp_path / "tests-larger.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "tests-larger.json")
+    return "tests-larger"
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_positions_are_interpolated_to_another_size_as_open_clip_does(
+    tmp_path: Path, larger: str, ours: bool
+) -> None:
+    theirs = open_clip.create_model("itm-tiny", force_custom_text=True)
+    path = tmp_path / "weights.pt"
+    torch.save(theirs.state_dict(), path)
+    expected = open_clip.create_model(larger, str(path), force_custom_text=True).state_dict()
+    if ours:
+        own = {f"encoders.image_tower.{n}": t for n, t in theirs.state_dict().items() if n.startswith("visual.")}
+        own |= {f"encoders.text_tower.{n}": t for n, t in theirs.state_dict().items() if n.startswith("text.")}
+        torch.save(own, path)
+    image, text, notes = clip_towers(larger, str(path))
+    torch.testing.assert_close(image.visual.positional_embedding, expected["visual.positional_embedding"])
+    torch.testing.assert_close(text.text.positional_embedding, expected["text.positional_embedding"])
+    assert "visual.positional_embedding: interpolated from 5 to 17 places" in notes
+    assert "text.positional_embedding: interpolated from 16 to 24 places" in notes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_transformer_starts_from_a_folder_of_another(tmp_path: Path, family: str) -> None:
+    first, second = FAMILIES[family](tmp_path / "first"), FAMILIES[family](tmp_path / "second folder")
+    tower, notes = transformer_tower(TransformerConfig(name=str(first), weights=str(second), max_length=T))
+    direct, _ = transformer_tower(TransformerConfig(name=str(second), max_length=T))
+    assert same(tower.state_dict(), direct.state_dict())
+    assert all("pooler" in line for line in notes)
+
+
+def test_weights_of_another_transformer_are_refused(tmp_path: Path) -> None:
+    bert, roberta = save_bert(tmp_path / "bert"), save_roberta(tmp_path / "roberta")
+    with pytest.raises(ModelError, match=r"model\.text\.transformer\.weights .*weights of another model"):
+        transformer_tower(TransformerConfig(name=str(bert), weights=str(roberta), max_length=T))
+
+
+def test_a_folder_of_several_files_is_read_whole(tmp_path: Path) -> None:
+    whole = load_file(save_bert(tmp_path / "bert") / "model.safetensors")
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    names = sorted(whole)
+    places = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(names)}
+    for file in set(places.values()):
+        save_file({name: whole[name] for name in names if places[name] == file}, parts / file)
+    (parts / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert same(read_weights(parts, "setting").tensors, whole)
+    (parts / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"index\.json is damaged"):
+        read_weights(parts, "setting")
+
+
+def test_what_cannot_be_read_is_a_users_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"setting .*none\.pt': cannot be read as weights"):
+        read_weights(tmp_path / "none.pt", "setting")
+    with pytest.raises(ModelError, match=r"holds none of weights\.safetensors, model\.safetensors"):
+        read_weights(tmp_path, "setting")
+    torch.save({"epoch": 3}, tmp_path / "weights.pt")
+    with pytest.raises(ModelError, match="holds no named weights"):
+        read_weights(tmp_path / "weights.pt", "setting")
+
+
+class Trap:
+    """Would be called while unpickling."""
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("sprung"),))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".bin", ".ckpt"])
+def test_a_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"visual.conv1.weight": Trap()}, f"weights{suffix}")
+    with pytest.raises(ModelError, match="cannot be read as weights"):
+        clip_towers("itm-tiny", f"weights{suffix}")
+    assert not Path("sprung").exists()
+
+
+def test_of_several_sets_the_fullest_then_the_one_with_the_shortest_prefix() -> None:
+    module = nn.Sequential(nn.Embedding(2, 3), nn.Linear(3, 3))
+    assert find_prefix(module, ["a.0.weight", "bb.0.weight", "bb.1.weight"]) == "bb."
+    assert find_prefix(module, ["bb.0.weight", "a.0.weight"]) == "a."
+    assert find_prefix(module, ["b.0.weight", "a.0.weight"]) == "a."
+    assert find_prefix(module, ["x0.weight", "a.1.weight"]) is None
+
+
+def test_what_was_taken_is_no_longer_unused(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Embedding(2, 3), nn.Linear(3, 3))
+    save_file({"x.0.weight": torch.ones(2, 3), "y": torch.ones(1)}, tmp_path / "w.safetensors")
+    weights = read_weights(tmp_path / "w.safetensors", "setting")
+    missing = load_matching(module, weights, "tower.")
+    assert missing is not None
+    assert [line.split(":")[0] for line in missing] == ["tower.1.weight", "tower.1.bias"]
+    assert [line.split(":")[0] for line in weights.unused()] == ["y"]
+    assert torch.equal(module[0].weight, torch.ones(2, 3))
