@@ -1,7 +1,5 @@
 """A framework: the encoders, the loss terms that train them, and what these keep between steps."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
@@ -15,7 +13,6 @@ from model.memory.queue import MomentumQueue
 from model.step import Step, View
 from model.terms.build import build_terms, needs_memory
 from model.terms.prototypes import PrototypeTerm
-from model.terms.term import Term
 
 
 class Framework(nn.Module):
@@ -39,9 +36,8 @@ class Framework(nn.Module):
         super().__init__()
         self.encoders = encoders
         self.loss, self.total_steps, self.seed, self.autocast = loss, total_steps, seed, autocast
-        self.terms: Sequence[Term] = nn.ModuleList(  # type: ignore[assignment]
-            build_terms(model, loss, encoders.embed_dim, steps_per_epoch)
-        )
+        self._terms = build_terms(model, loss, encoders.embed_dim, steps_per_epoch)
+        self.terms = nn.ModuleDict(self._terms)
         self.momentum: MomentumCopy[DualEncoder] | None = None
         self.queue: MomentumQueue | None = None
         if needs_memory(model, loss):
@@ -53,7 +49,8 @@ class Framework(nn.Module):
     @property
     def prototypes(self) -> PrototypeTerm | None:
         """The term with the prototype bank, where there is one."""
-        return next((term for term in self.terms if isinstance(term, PrototypeTerm)), None)
+        term = self._terms.get("prototypes")
+        return term if isinstance(term, PrototypeTerm) else None
 
     def forward(
         self,
@@ -93,7 +90,7 @@ class Framework(nn.Module):
 
     def _sum(self, step: Step) -> dict[str, torch.Tensor]:
         loss = step.weight.new_zeros(())
-        for term in self.terms:
+        for term in self._terms.values():
             if step.number < min(term.start_steps[name] for name, weight in term.weights.items() if weight):
                 continue
             for name, value in term(step).items():
@@ -159,7 +156,7 @@ class Framework(nn.Module):
 
         All ranks call it together.
         """
-        for term in self.terms:
+        for term in self._terms.values():
             term.advance(step)
         if self.momentum is not None:
             self.momentum.update(self.encoders, momentum_decay(self.loss.momentum, step, self.total_steps))
@@ -170,7 +167,7 @@ class Framework(nn.Module):
 
     def restart(self) -> None:
         """Begin on other data: the weights stay, what was kept of past batches goes. Before the engine is made."""
-        for term in self.terms:
+        for term in self._terms.values():
             term.restart()
         if self.momentum is not None:
             self.momentum.reset(self.encoders)

@@ -9,28 +9,28 @@ from model.terms.relations import RelationsTerm
 from model.terms.term import Term
 
 
-def build_terms(model: ModelConfig, loss: LossConfig, embed_dim: int, steps_per_epoch: int) -> list[Term]:
-    """The terms of `model.framework`, but those of weight 0, which would only cost time.
+def build_terms(model: ModelConfig, loss: LossConfig, embed_dim: int, steps_per_epoch: int) -> dict[str, Term]:
+    """The terms of `model.framework` by name, but those of weight 0, which would only cost time.
 
     AMSPS's AHRL takes the place of the hinge in L_base. In L_rel, whose embeddings exist within a group alone and
     in no queue, it is its first level, the hinge with the hardest negative (ours). Raises `ModelError`.
     """
     if model.framework in ("clip", "siglip"):
-        return [ContrastTerm(model.framework, loss.contrast)]
+        return {"contrast": ContrastTerm(model.framework, loss.contrast)}
     views = 3 if model.has_consensus else 1
     mines = model.framework != "aahr"
     base = _first_level(loss) if mines else loss.base
     hinge = HingeRanker(base, steps_per_epoch)
     if mines:
         rankers = [AhrlRanker(loss.ahrl, hinge) for _ in range(views)]
-        terms: list[Term] = [RankingTerm("ahrl", loss.ahrl.weight, rankers, loss.consensus)]
+        terms: dict[str, Term] = {"ranking": RankingTerm("ahrl", loss.ahrl.weight, rankers, loss.consensus)}
     else:
-        terms = [RankingTerm("base", base.weight, [hinge] * views, loss.consensus)]
+        terms = {"ranking": RankingTerm("base", base.weight, [hinge] * views, loss.consensus)}
     if model.framework != "amsps":
-        terms.append(PrototypeTerm(loss.prototypes, embed_dim))
-        terms.append(MomentumContrastTerm(loss.momentum_contrast))
-        terms.append(RelationsTerm(loss.relations, loss.regulariser, embed_dim, hinge))
-    return [term for term in terms if any(term.weights.values())]
+        terms["prototypes"] = PrototypeTerm(loss.prototypes, embed_dim)
+        terms["momentum_contrast"] = MomentumContrastTerm(loss.momentum_contrast)
+        terms["relations"] = RelationsTerm(loss.relations, loss.regulariser, embed_dim, hinge)
+    return {name: term for name, term in terms.items() if any(term.weights.values())}
 
 
 def _first_level(loss: LossConfig) -> BaseLossConfig:

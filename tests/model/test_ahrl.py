@@ -9,7 +9,8 @@ from torch.nn.functional import normalize
 from model.config import AhrlConfig
 from model.losses.ahrl import AhrlResult, ahrl
 from model.losses.hinge import hinge_loss
-from model.losses.mining import Memory, Pairs, mine
+from model.losses.mining import mine
+from model.losses.pairs import Memory, Pairs
 from shards.keyed_random import key_of, mix_int
 
 B, G, M, D = 5, 10, 40, 4

@@ -30,7 +30,7 @@ def losses(image: torch.Tensor, caption: torch.Tensor, ids: torch.Tensor, first:
     valid = torch.ones_like(all_ids, dtype=torch.bool)
     images, captions = (Keys(gather(rows), all_ids, valid) for rows in (image, caption))
     noise = PairNoise(first + torch.arange(len(ids)), len(all_ids), seed=0, step=3)
-    clip, siglip = (Contrast(ContrastConfig(kind=kind)).double() for kind in ("clip", "siglip"))
+    clip, siglip = (Contrast(kind, ContrastConfig()).double() for kind in ("clip", "siglip"))
     values = {
         "clip": clip(image, caption, ids, images, captions),
         "siglip": siglip(image, caption, ids, images, captions),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from model.config import MomentumConfig
-from model.frameworks import DualEncoder
+from model.encoders import DualEncoder
 from model.group_norm import GroupBatchNorm
 from model.memory.momentum import MomentumCopy, momentum_decay
 from model.tokenizer import build_tokenizer

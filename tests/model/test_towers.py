@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from model.config import AahrConfig, ModelConfig
+from model.encoders import DualEncoder
 from model.errors import ModelError
 from model.features import Features
-from model.frameworks import DualEncoder
 from model.tokenizer import build_tokenizer
 from model.towers.open_clip import ImageTower, TextTower, TowerWidths, clip_towers, tower_widths
 

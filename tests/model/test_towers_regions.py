@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from model.config import ModelConfig
+from model.encoders import DualEncoder
 from model.errors import ModelError
 from model.features import Features
-from model.frameworks import DualEncoder
 from model.tokenizer import build_tokenizer
 from model.towers.build import build_towers
 from model.towers.regions import RegionTower

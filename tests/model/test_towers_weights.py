@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from model.config import ModelConfig, TransformerConfig
+from model.encoders import DualEncoder
 from model.errors import ModelError
-from model.frameworks import DualEncoder
 from model.towers.open_clip import clip_towers
 from model.towers.transformer import transformer_tower
 from model.towers.weights import find_prefix, load_matching, read_weights
