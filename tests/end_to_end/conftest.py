@@ -34,6 +34,7 @@ def demo(itm: Itm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "demo"
     counts = ("--pretrain", 100, "--train", 100, "--val", 21, "--test", 24)
     itm("shards", "demo", "--out", out, *counts, "--side", 48, "--samples-per-shard", 30, "--processes", 1)
+    itm("shards", "concepts", out / "train", "--out", out / "concepts.json", "--size", 30, "--processes", 1)
     return out
 
 
@@ -45,8 +46,9 @@ def reference(itm: Itm, demo: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return run
 
 
-def data_of(demo: Path) -> tuple[str, str]:
-    return f"data.train={demo / 'train'}", f"data.val={demo / 'val'}"
+def data_of(demo: Path) -> tuple[str, str, str]:
+    concepts = f"model.consensus.concepts={demo / 'concepts.json'}"
+    return f"data.train={demo / 'train'}", f"data.val={demo / 'val'}", concepts
 
 
 def losses(run: Path) -> list[float]:

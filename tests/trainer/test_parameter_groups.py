@@ -78,5 +78,7 @@ def test_a_tower_rate_of_zero_leaves_the_towers_as_they_are(framework: Framework
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     for name, parameter in framework.named_parameters():
+        if name.startswith("momentum."):
+            continue
         assert torch.equal(parameter, before[name]) == ("_tower." in name), name
         parameter.grad = None
