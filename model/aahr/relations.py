@@ -67,13 +67,14 @@ class NeighbourAttention(nn.TransformerEncoderLayer):
     """One transformer encoder layer over the nodes, with feed-forward width D."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__(width, heads, dim_feedforward=width, dropout=dropout, batch_first=True)
+        # not batch_first: the fast path of evaluation, which asks for it, is wrong with a mask of numbers
+        super().__init__(width, heads, dim_feedforward=width, dropout=dropout, batch_first=False)
         self.heads = heads
 
     def among(self, nodes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(G, N, D) nodes, (G, N, N) added to the attention's scores -> (G, N, D)."""
-        related: torch.Tensor = self(nodes, src_mask=mask.repeat_interleave(self.heads, dim=0))
-        return related
+        related: torch.Tensor = self(nodes.transpose(0, 1), src_mask=mask.repeat_interleave(self.heads, dim=0))
+        return related.transpose(0, 1)
 
 
 class RelationGraph(nn.Module):

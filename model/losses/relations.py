@@ -7,31 +7,13 @@ import torch.nn.functional as F
 
 from model.aahr.relations import distance_relevance
 from model.aahr.relevance import CrossRelevance
-from model.losses.hinge import hinge_loss
 
-GroupHinge = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, slice, int], torch.Tensor]
-"""`(anchors, positives, candidates, rows, term)` -> the weighted mean over the anchors of one group.
+GroupHinge = Callable[[torch.Tensor, torch.Tensor, slice, int], torch.Tensor]
+"""`(anchors, partners, rows, term)` -> the weighted mean over the anchors of one group.
 
-All (n, D), row i of each from pair `rows.start + i` of the rank; `term` numbers the six terms, for those that
-draw at random.
+Both (n, D): row i of the partners is anchor i's match and a candidate of the others; both are of pair
+`rows.start + i` of the rank. `term` numbers the six terms, for a hinge that draws at random.
 """
-
-
-def group_hinge(
-    ids: torch.Tensor, valid: torch.Tensor, weight: torch.Tensor, margin: float, hardest: bool
-) -> GroupHinge:
-    """L_base's hinge within a group: (b,) int64 ids, (b,) bool, (b,) weight of each anchor in the mean.
-
-    Pairs of one id, and pairs that are not valid, are no negatives.
-    """
-
-    def hinge(
-        anchors: torch.Tensor, positives: torch.Tensor, candidates: torch.Tensor, rows: slice, _term: int
-    ) -> torch.Tensor:
-        excluded = (ids[rows].unsqueeze(1) == ids[rows]) | ~valid[rows]
-        return hinge_loss(anchors, positives, candidates, excluded, margin, hardest, weight[rows])
-
-    return hinge
 
 
 def relation_loss(
@@ -44,17 +26,18 @@ def relation_loss(
 ) -> torch.Tensor:
     """L_rel: the triplet loss on (image, text'), (image', text) and (image', text'), both directions.
 
-    All (b, D) of length 1. `image` and `text` are the embeddings used for retrieval, the primed ones those that
-    know their neighbours. Negatives are the group's own, so the mean over ranks is the value over the global
-    batch. Returns the mean over this rank's anchors of the sum of the six terms.
+    All (b, D) of length 1. The primed ones know their neighbours; `image` and `text` are the embeddings used for
+    retrieval, which are what the loss should shape (ours: the reference code takes the local ones). Negatives are
+    the group's own, so the mean over ranks is the value over the global batch. Returns the mean over this rank's
+    anchors of the sum of the six terms.
     """
     pairs = ((image, enhanced_text), (enhanced_image, text), (enhanced_image, enhanced_text))
     spans = list(_groups(len(image), group))
     losses = []
     for number, (left, right) in enumerate(pairs):
         for rows in spans:
-            losses.append(hinge(left[rows], right[rows], right[rows], rows, 2 * number))
-            losses.append(hinge(right[rows], left[rows], left[rows], rows, 2 * number + 1))
+            losses.append(hinge(left[rows], right[rows], rows, 2 * number))
+            losses.append(hinge(right[rows], left[rows], rows, 2 * number + 1))
     return torch.stack(losses).sum() / len(spans)
 
 

@@ -4,8 +4,8 @@ import torch
 
 from model.aahr.relations import Relations
 from model.config import RegulariserConfig, RelationsConfig
-from model.losses.pairs import Pairs
 from model.losses.relations import relation_loss, relevance_divergence
+from model.losses.tiles import Keys
 from model.step import Step
 from model.terms.ranking import HingeRanker
 from model.terms.term import Term
@@ -31,12 +31,10 @@ class RelationsTerm(Term):
         own = step.views[0].own
         related = self.relations(step.image, step.text, own.valid)
 
-        def hinge(
-            anchors: torch.Tensor, positives: torch.Tensor, candidates: torch.Tensor, rows: slice, term: int
-        ) -> torch.Tensor:
-            keys = Pairs(candidates, candidates, own.ids[rows], own.valid[rows]).text_keys
-            positions, stream = step.positions[rows], _FIRST_STREAM + term
-            losses = self.ranker.direction(anchors, positives, keys, own.ids[rows], positions, step, stream)
+        def hinge(anchors: torch.Tensor, partners: torch.Tensor, rows: slice, term: int) -> torch.Tensor:
+            ids, positions = own.ids[rows], step.positions[rows]
+            keys, stream = Keys(partners, ids, own.valid[rows]), _FIRST_STREAM + term
+            losses = self.ranker.direction(anchors, partners, keys, ids, positions, step, stream)
             return (losses * step.weight[rows]).mean()
 
         ranked = relation_loss(own.images, own.texts, related.image, related.text, self.group, hinge)

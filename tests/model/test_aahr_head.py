@@ -204,3 +204,18 @@ def test_under_bfloat16_autocast_embeddings_still_have_length_one(case) -> None:
         embedding = head.float()(features).embedding
     assert embedding.dtype == torch.float32
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(len(embedding)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", [image_case, text_case])
+def test_the_local_path_comes_with_the_embedding(case) -> None:
+    head, features = case()
+    encoded = head(features)
+    pooled = linear(head.global_projection.fc, features.pooled) + linear(
+        head.global_projection.mlp, features.pooled
+    )
+    assert encoded.valid is features.valid
+    assert encoded.local.dtype == torch.float32
+    torch.testing.assert_close(encoded.tokens, head.local_projection(features.tokens))
+    mixed = head.aggregation.float()(encoded.local, pooled.float())
+    torch.testing.assert_close(mixed, encoded.embedding, rtol=0, atol=1e-6)
+    torch.testing.assert_close(encoded.local.norm(dim=1), torch.ones(len(encoded.local)))

@@ -134,3 +134,18 @@ def test_in_evaluation_an_embedding_does_not_depend_on_the_rest_of_the_batch(enc
         together = encoders.encode_image(images)[2:3], encoders.encode_text(text)[2:3]
     encoders.train()
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
+
+
+def test_a_representation_holds_the_embedding_and_the_local_path(encoders: DualEncoder) -> None:
+    images, text, *_ = batch([0, 1, 2, 3])
+    encoders.eval()
+    for encoded, embedding in (
+        (encoders.represent_image(images), encoders.encode_image(images)),
+        (encoders.represent_text(text), encoders.encode_text(text)),
+    ):
+        assert torch.equal(encoded.embedding, embedding)
+        assert encoded.local.shape == (4, 16)
+        assert encoded.tokens.shape[::2] == (4, 16)
+    encoders.train()
+    assert encoded.valid is not None
+    assert encoded.valid.shape == encoded.tokens.shape[:2]
