@@ -1,16 +1,19 @@
 """AHRL against a version written with loops, in float64, draws and soft positives included."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.config import AhrlConfig
 from model.losses.ahrl import AhrlResult, ahrl
 from model.losses.hinge import hinge_loss
 from model.losses.mining import mine
 from model.losses.pairs import Memory, Pairs
+from model.losses.running_quantile import RunningQuantile
 from shards.keyed_random import key_of, mix_int
 
 B, G, M, D = 5, 10, 40, 4
@@ -124,7 +127,7 @@ def ahrl_with_loops(case: Case, config: AhrlConfig, threshold: float) -> tuple[l
             if negatives:
                 hardest = max(negatives)
                 if config.adaptive and c is not None:
-                    gap = float(torch.dot(anchor, slots[c])) - float(hardest)
+                    gap = float((torch.dot(anchor, slots[c]) - hardest).detach())
                     penalty = min(max(config.beta - gap / config.alpha, 0.0), config.max_penalty)
                 if config.hard and config.margin + hardest - match > 0:
                     total = total + penalty * (config.margin + hardest - match)
@@ -380,3 +383,44 @@ def test_gradient_is_that_of_finite_differences() -> None:
         ).loss
 
     torch.autograd.gradcheck(total, case.leaves)
+
+
+class _NoWaiting(TorchDispatchMode):
+    """Fails on what would wait for a device: reading a value, or a shape that depends on values."""
+
+    waits = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "unique", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket.__name__.strip("_") not in [name.strip("_") for name in self.waits]
+        indices = args[1] if func.overloadpacket.__name__ == "index" else ()
+        assert not any(index is not None and index.dtype == torch.bool for index in indices)
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_for_the_device() -> None:
+    case, running = Case(), RunningQuantile(0.9, 0.9)
+    with _NoWaiting():
+        result = case.ours(threshold=running.value)
+        result.loss.sum().backward()
+        running.update(result.agreement_counts)
+        case.ours(threshold=running.value)
+    with pytest.raises(AssertionError), _NoWaiting():
+        bool(result.loss.sum() > 0)
+
+
+def test_it_compiles_into_one_graph() -> None:
+    compiled = torch.compile(ahrl, backend="eager", fullgraph=True)
+    case = Case()
+    for step in (1, 2):
+        result = compiled(
+            case.own,
+            case.batch,
+            case.positions,
+            case.memory,
+            THRESHOLD,
+            CONFIG,
+            seed=SEED,
+            step=step,
+            tile_entries=35,
+        )
+        torch.testing.assert_close(result.loss, case.ours(step=step).loss)
