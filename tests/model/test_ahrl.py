@@ -201,9 +201,9 @@ def test_with_the_other_levels_off_it_is_the_vse_hinge(with_memory: bool) -> Non
     config = ONLY_HARD if with_memory else CONFIG
     result = ahrl(case.own, case.batch, case.positions, memory, THRESHOLD, config, seed=SEED, step=STEP)
     own, batch = case.own, case.batch
-    excluded = (own.ids.unsqueeze(1) == batch.ids) | ~batch.valid
-    hinge = hinge_loss(own.images, own.texts, batch.texts, excluded, 0.2, True, own.valid)
-    hinge = hinge + hinge_loss(own.texts, own.images, batch.images, excluded, 0.2, True, own.valid)
+    both = hinge_loss(own.images, own.ids, own.texts, batch.text_keys, 0.2, hardest=True)
+    both = both + hinge_loss(own.texts, own.ids, own.images, batch.image_keys, 0.2, hardest=True)
+    hinge = (both * own.valid).mean()
     torch.testing.assert_close(result.loss.mean(), hinge, rtol=0, atol=1e-15)
     for ours, theirs in zip(
         torch.autograd.grad(result.loss.mean(), case.leaves), torch.autograd.grad(hinge, case.leaves), strict=True

@@ -9,9 +9,10 @@ import torch
 
 from model.amsps.concepts import Concepts, GraphSettings, adjacency, read_concepts
 from model.amsps.word_features import word_features
+from model.config import ModelConfig
 from model.errors import ModelError
 from model.tokenizer import build_tokenizer
-from model.towers.open_clip import build_towers
+from model.towers.build import build_towers
 from shards.tools.concepts import Vocabulary, concept_labels, write_vocabulary
 from shards.tools.word_classes import Candidate
 
@@ -130,7 +131,7 @@ def test_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_word_features_are_the_towers_own_and_do_not_depend_on_batches() -> None:
-    tower = build_towers("itm-tiny")[1].eval()
+    tower = build_towers(ModelConfig(architecture="itm-tiny")).text.eval()
     tokenize = build_tokenizer("itm-tiny")
     words = ["dog", "man", "run", "red", "skateboard"]
     features = word_features(words, tokenize, lambda tokens: tower(tokens).pooled, batch_size=2)

@@ -61,8 +61,8 @@ def test_padded_tokens_change_nothing_and_get_no_gradient() -> None:
     head = InstanceHead(D, WIDTH).double()
     tokens = random(3, 4, WIDTH)
     other = torch.where(VALID.unsqueeze(-1), tokens, 1e6).requires_grad_()
-    embedding = head(Features(random(3, 2), other, VALID))
-    assert torch.equal(embedding, head(Features(random(3, 2), tokens, VALID)))
+    embedding = head(Features(random(3, 2), other, VALID)).embedding
+    assert torch.equal(embedding, head(Features(random(3, 2), tokens, VALID)).embedding)
     (grad,) = grads(embedding, [other])
     assert not grad[~VALID].any()
     assert grad[VALID].any()
@@ -71,7 +71,7 @@ def test_padded_tokens_change_nothing_and_get_no_gradient() -> None:
 def test_instance_embeddings_have_length_1_in_float32_also_under_autocast() -> None:
     head = InstanceHead(D, WIDTH)
     with torch.autocast("cpu", torch.bfloat16):
-        embedding = head(Features(torch.zeros(3, 2), random(3, 4, WIDTH).float(), VALID))
+        embedding = head(Features(torch.zeros(3, 2), random(3, 4, WIDTH).float(), VALID)).embedding
     assert embedding.dtype == torch.float32
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(3))
 

@@ -137,7 +137,7 @@ def test_in_evaluation_an_embedding_does_not_depend_on_the_rest_of_the_batch(enc
 
 
 def test_a_representation_holds_the_embedding_and_the_local_path(encoders: DualEncoder) -> None:
-    images, text, *_ = batch([0, 1, 2, 3])
+    images, _, _, text, *_ = batch([0, 1, 2, 3])
     encoders.eval()
     for encoded, embedding in (
         (encoders.represent_image(images), encoders.encode_image(images)),
