@@ -18,7 +18,8 @@ INITIAL_SCALE = {"clip": 1 / 0.07, "siglip": 10.0}
 class Contrast(nn.Module):
     """Images and captions of this rank against those of all ranks.
 
-    Its parameters, `log_scale` and for SigLIP `bias`, are scalars that weight decay should leave alone.
+    Its parameters, `log_scale` and for SigLIP `bias`, are (1,), since DeepSpeed cannot share out what has no
+    dimension; as vectors they do not decay.
     """
 
     def __init__(self, kind: Literal["clip", "siglip"], config: ContrastConfig) -> None:
@@ -28,17 +29,17 @@ class Contrast(nn.Module):
         self.max_log_scale = math.log(config.max_scale) if kind == "clip" else math.inf
         if math.log(scale) > self.max_log_scale:
             raise ModelError(f"loss.contrast.initial_scale: {scale:g} is above max_scale {config.max_scale:g}")
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        self.bias = nn.Parameter(torch.tensor(config.initial_bias)) if kind == "siglip" else None
+        self.log_scale = nn.Parameter(torch.tensor([math.log(scale)]))
+        self.bias = nn.Parameter(torch.tensor([config.initial_bias])) if kind == "siglip" else None
 
     def scale(self) -> torch.Tensor:
-        """What similarities are multiplied by, a scalar.
+        """() what similarities are multiplied by.
 
         The bound is CLIP's. The gradient passes also beyond it (ours): the scale can come back, and the ranks'
         gradients are still averaged.
         """
         beyond = (self.log_scale - self.max_log_scale).clamp(min=0).detach()
-        return (self.log_scale - beyond).exp()
+        return (self.log_scale - beyond).exp().squeeze()
 
     def forward(
         self,
@@ -54,6 +55,6 @@ class Contrast(nn.Module):
         """
         scale = self.scale()
         if self.bias is not None:
-            return sigmoid_loss(images, ids, captions, all_captions, scale, self.bias)
+            return sigmoid_loss(images, ids, captions, all_captions, scale, self.bias.squeeze())
         to_captions = info_nce(images, ids, captions, [all_captions], scale)
         return (to_captions + info_nce(captions, ids, images, [all_images], scale)) / 2
