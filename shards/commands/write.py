@@ -29,7 +29,9 @@ def write_source(source: Source, writing: Writing) -> None:
     Raises `DataError`; what was finished by then stays, and the message tells how to go on.
     """
     names = [split.name for split in source.splits]
-    staging = Staging(writing.out, overwrite=writing.overwrite, shared=writing.part is not None)
+    staging = Staging(
+        writing.out, overwrite=writing.overwrite, shared=writing.part is not None, inputs=source.inputs
+    )
     staging.check(names)
     for split in source.splits:
         _check_usable(split)

@@ -77,7 +77,8 @@ def read_coco(
         "karpathy": file_identity(karpathy) if karpathy else None,
         "split": split,
     }
-    return listed_source("coco", splits, identity, ", ".join(map(str, annotations)))
+    inputs = (*annotations, *images, *([karpathy] if karpathy else []))
+    return listed_source("coco", splits, identity, inputs, ", ".join(map(str, annotations)))
 
 
 def _split_of(path: Path) -> str:

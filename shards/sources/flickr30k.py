@@ -75,7 +75,8 @@ def read_flickr30k(
         "karpathy": file_identity(karpathy) if karpathy else None,
     }
     dataset = "flickr8k" if "8k" in token.name.lower() else "flickr30k"
-    return listed_source(dataset, splits, identity, str(token))
+    inputs = (token, images, *(lists or {}).values(), *([karpathy] if karpathy else []))
+    return listed_source(dataset, splits, identity, inputs, str(token))
 
 
 def _read_token(path: Path) -> tuple[_Captions, list[Skipped]]:

@@ -47,10 +47,10 @@ def read_folder(root: Path, splits: list[str] | None = None, split: str = "train
         if splits and not (root / name).is_dir():
             there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none"
             raise DataError(f"--splits: {root} has no sub-folder {name}; those that are there: {there}")
+    folders = {name: root / name if splits else root for name in splits or [split]}
     found = []
     digests = {}
-    for name in splits or [split]:
-        folder = root / name if splits else root
+    for name, folder in folders.items():
         survey = _survey(folder)
         digests[name] = survey.digest
         found.append(Split(name, Stream(partial(_items, folder)), survey.images))
@@ -59,7 +59,7 @@ def read_folder(root: Path, splits: list[str] | None = None, split: str = "train
             f"{root}: no image has a file of captions beside it; expected 0001.jpg with 0001.txt or .json"
         )
     identity: dict[str, object] = {"format": "folder", "root": str(root.absolute()), "names": digests}
-    return Source(root.absolute().name, found, identity)
+    return Source(root.absolute().name, found, identity, tuple(folders.values()))
 
 
 @dataclass

@@ -51,6 +51,7 @@ def read_karpathy(annotations: Path, images: Path) -> Source:
         str(document.get("dataset", annotations.stem)),
         splits,
         {"format": "karpathy", "annotations": file_identity(annotations), "images": str(images.absolute())},
+        (annotations, images),
         str(annotations),
     )
 

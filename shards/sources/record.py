@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -58,3 +59,5 @@ class Source:
     identity: dict[str, object] = field(default_factory=dict)
     """What decides the records, as JSON: files with their sizes and times, and options. An interrupted
     conversion goes on only where it is the same."""
+    inputs: tuple[Path, ...] = ()
+    """Files and folders that the records are read from; what is written replaces none of them."""

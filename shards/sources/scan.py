@@ -72,7 +72,8 @@ def read_scan(
         "images": str(images.absolute()) if images else None,
         "layouts": layouts,
     }
-    return listed_source(root.absolute().name, found, identity, str(root))
+    inputs = (root, *([images] if images else []))
+    return listed_source(root.absolute().name, found, identity, inputs, str(root))
 
 
 def _read_split(

@@ -62,7 +62,8 @@ def read_table(
         counts = _survey(table)
     first = next(iter(counts))
     splits = [Split(name, Stream(partial(_items, table, name, name == first)), n) for name, n in counts.items()]
-    return Source(tables[0].absolute().stem, splits, identity)
+    inputs = (*table.files, *([images] if images else []))
+    return Source(tables[0].absolute().stem, splits, identity, inputs)
 
 
 def _files(tables: list[Path]) -> Iterator[Path]:

@@ -52,7 +52,12 @@ def read_tars(
         dataset or "+".join(datasets),
         [Split(name, _Indexed(each), each.num_samples) for name, each in zip(names, manifests, strict=True)],
         {"format": "tars", "manifests": [manifest.fingerprint for manifest in manifests]},
+        (*folders, *{folder for manifest in manifests for folder in _tar_folders(manifest)}),
     )
+
+
+def _tar_folders(manifest: Manifest) -> set[Path]:
+    return {Path(manifest.shard_location(shard)).parent for shard in range(len(manifest.names))}
 
 
 def _with_manifest(location: str) -> list[Path]:
@@ -70,6 +75,7 @@ def _plain(tars: list[Path], split: str | None, dataset: str | None, skip_damage
         dataset or folder.parent.name,
         [Split(split, _Plain(tars, skip_damaged))],
         {"format": "tars", "tars": state, "skip_damaged": skip_damaged},
+        tuple(tars),
     )
 
 

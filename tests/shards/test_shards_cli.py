@@ -203,7 +203,7 @@ def out_is_a_file(folder: Path) -> None:
         (unknown_split, ("images[8] (8.jpg)", "'holdout'")),
         (duplicate_name, ("images[1]", "a second image named 0")),
         (val_without_captions, ("split val", "no usable sample", "7.jpg: the image has no usable caption")),
-        (out_exists, ("out/val: exists already", "--overwrite")),
+        (out_exists, ("out/val: exists already, and is no folder of shards",)),
         (out_is_a_file, ("--out out: cannot be written to",)),
         (nothing_usable, ("split train", "no usable sample", "the first of 7: 0: the image does not decode")),
     ],
@@ -245,8 +245,8 @@ def test_a_dry_run_tells_what_would_be_written_and_writes_nothing(itm: Itm, data
 
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(itm: Itm, data_set: Path) -> None:
-    out_exists(data_set)
-    refused(itm(*KARPATHY, "--dry-run"), "out/val: exists already")
+    (data_set / "out" / "val").mkdir(parents=True)
+    refused(itm(*KARPATHY, "--dry-run"), "out/val: exists already; give another --out, or --overwrite")
     assert itm(*KARPATHY, "--dry-run", "--overwrite").returncode == 0
 
 
@@ -256,6 +256,20 @@ def test_overwrite_replaces_an_earlier_conversion(itm: Itm, data_set: Path) -> N
     assert itm(*KARPATHY, "--overwrite").returncode == 0
     assert read_manifest(data_set / "out" / "train").samples.tolist() == [7]
     assert len(list((data_set / "out" / "train").glob("*.tar"))) == 1
+
+
+def test_overwrite_spares_the_photos_and_tars_that_are_read(itm: Itm, data_set: Path) -> None:
+    for number in range(9):
+        (data_set / f"images/{number}.txt").write_text("A picture")
+    folder = ("shards", "convert", "folder", "--root", ".", "--splits", "images")
+    assert itm(*folder, "--out", "in", "--processes", 1).returncode == 0
+    before = listing(data_set)
+    refused(itm(*folder, "--out", ".", "--overwrite"), "images: is, or holds, what is read, images")
+    refused(
+        itm("shards", "reshard", "in", "--out", "in", "--overwrite"),
+        "in/images: is, or holds, what is read, in/images",
+    )
+    assert listing(data_set) == before
 
 
 def test_real_photos_are_converted(itm: Itm, test_data: Path, tmp_path: Path) -> None:
