@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from shards.decoding import DecodeError, decoding
 from shards.errors import DataError
 from shards.sources.listed import Splits, check_images, listed_source
 from shards.sources.record import Record, Regions, Skipped, Source
@@ -164,13 +165,14 @@ def _mapping(root: Path, *, required: bool) -> dict[str, str]:
 
 def _open(path: Path) -> npt.NDArray[np.generic]:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with decoding():
+            array = np.lib.format.open_memmap(path, mode="r")
+    except DecodeError as error:
         raise DataError(f"{path}: cannot be read as an array ({error})") from None
-    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or array.dtype.kind != "f" or not array.size:
-        kind = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+    if array.ndim not in (2, 3) or array.dtype.kind != "f" or not array.size:
         raise DataError(
-            f"{path}: floating-point numbers of shape (N, regions, features) are expected, found {kind}"
+            f"{path}: floating-point numbers of shape (N, regions, features) are expected, found "
+            f"{array.dtype} {array.shape}"
         )
     return array
 

@@ -1,19 +1,17 @@
 """Tars with samples, of ours or of others, with a manifest or without -> a source, to be written anew."""
 
 import hashlib
-import io
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from shards.errors import DataError
 from shards.manifest import IMAGE, MANIFEST, REGIONS, Manifest, read_index, read_manifest
 from shards.members import REGIONS as REGIONS_MEMBER
 from shards.members import is_image, is_label, label_of
+from shards.regions import decode_regions
 from shards.sources.record import Record, Regions, Skipped, Source, Split
 from shards.sources.text import file_identity
 from shards.tarwalk import DamagedTarError, Part, RawSample, samples_of
@@ -157,7 +155,7 @@ def _record(
         image_id=label.image_id if image_id is None else image_id,
         captions=tuple(label.captions),
         load=_reader(image, location) if image and IMAGE in holds else None,
-        regions=partial(_array, _reader(regions, location)) if regions and REGIONS in holds else None,
+        regions=partial(_regions, _reader(regions, location)) if regions and REGIONS in holds else None,
         caption_ids=label.caption_ids,
     )
 
@@ -174,6 +172,5 @@ def _read(location: str, start: int, size: int) -> bytes:
         return stream.read(size)
 
 
-def _array(read: Callable[[], bytes]) -> Regions:
-    array: Regions = np.load(io.BytesIO(read()), allow_pickle=False)
-    return array
+def _regions(read: Callable[[], bytes]) -> Regions:
+    return decode_regions(read())

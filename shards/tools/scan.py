@@ -115,8 +115,8 @@ def _row(sample: RawSample, holds: tuple[str, ...], decode: bool) -> dict[str, o
         if not label.captions:
             return "no caption"
         regions = dict(members).get(REGIONS_MEMBER)
-        if REGIONS in holds:
-            decode_regions(regions or b"")
+        if regions is not None:  # whether they are held or not: reading a sample decodes them
+            decode_regions(regions)
     except ValueError as error:
         return f"{error}"
     image = image_of(members) if IMAGE in holds else None

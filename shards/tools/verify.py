@@ -30,6 +30,7 @@ from shards.manifest import (
 from shards.members import REGIONS as REGIONS_MEMBER
 from shards.members import Label, image_of, label_of
 from shards.parallel import ordered_map
+from shards.regions import decode_regions
 from shards.storage.location import is_remote, join
 from shards.tarwalk import DamagedTarError, RawSample, samples_in
 from shards.tools.duplicates import Duplicates, Hashes, count_duplicates
@@ -201,6 +202,8 @@ def _problem(data: bytes, index: ShardIndex, row: int, holds: tuple[str, ...], d
         if [sample.name for sample in samples] != [index.key(row)]:
             return f"at its place stands {' and '.join(sample.name for sample in samples) or 'nothing'}"
         label = label_of(samples[0].members)
+        if (regions := dict(samples[0].members).get(REGIONS_MEMBER)) is not None:
+            decode_regions(regions)
     except (DamagedTarError, ValueError) as error:
         return f"cannot be parsed ({error})"
     return _disagreement(samples[0], label, index, row, holds) or (

@@ -184,6 +184,16 @@ def test_arrays_of_another_kind_are_refused(tmp_path: Path, array: np.ndarray, p
         read_scan(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04" + bytes(40), b"\x93NUMPY\x01\x00\x14\x00{'descr': (((((     "]
+)
+def test_a_file_that_is_no_array_is_refused(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path, "test", features(2), captions_of(2))
+    (tmp_path / "test_ims.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"test_ims\.npy: cannot be read as an array"):
+        read_scan(tmp_path)
+
+
 def test_an_array_that_ends_early_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "test", features(2), captions_of(2))
     data = (tmp_path / "test_ims.npy").read_bytes()

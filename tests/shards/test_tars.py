@@ -49,6 +49,20 @@ def records(source: Source) -> Iterator[Record]:
         yield item
 
 
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def header(text: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+CUT_HEADER = header(b"{'descr': (((((      ")
+HUGE = header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 2048), }\n")
+
+
 def test_our_own_shards_come_out_as_they_went_in(tmp_path: Path) -> None:
     write_ours(tmp_path / "train", samples=12, per_shard=5)
     write(read_tars([str(tmp_path / "train")]), tmp_path / "again", Options(5))
@@ -131,6 +145,18 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
         "the JSON cannot be decoded",
         "no caption",
     ]
+
+
+@pytest.mark.parametrize(
+    "bad", [b"", b"PK\x03\x04" + bytes(40), CUT_HEADER, HUGE], ids=["none", "zip", "cut", "huge"]
+)
+def test_regions_that_are_no_array_are_named_and_the_others_kept(tmp_path: Path, bad: bytes) -> None:
+    regions = {"a": npy(np.ones((3, 4))), "b": bad, "c": npy(np.ones((3, 4)))}
+    members = [m for key in "abc" for m in ((f"{key}.regions.npy", regions[key]), (f"{key}.txt", b"words"))]
+    write_tar(tmp_path / "t" / "0.tar", members)
+    report = write(read_tars([str(tmp_path / "t")]), tmp_path / "out")["t"]
+    assert (report.samples, report.skipped, report.first_skipped[0].name) == (2, 1, "b")
+    assert "the regions cannot be read" in report.first_skipped[0].reason
 
 
 def test_keys_become_unique_and_fit_for_names(tmp_path: Path) -> None:

@@ -254,6 +254,10 @@ def test_regions_that_training_would_refuse_are_left_out(tmp_path: Path) -> None
     report = index(tmp_path / "t", tmp_path / "found", holds=("regions",))
     assert report.samples == 1
     assert sorted(reasons(report)) == ["0.tar: sample 1", "0.tar: sample 2"]
+    members = [("0.jpg", picture(0)), ("0.txt", b"words"), ("1.jpg", picture(1)), ("1.txt", b"words")]
+    write_tar(tmp_path / "u" / "0.tar", [*members, ("1.regions.npy", b"unused, but parsed")])
+    report = index(tmp_path / "u", tmp_path / "images", holds=("image",))
+    assert sorted(reasons(report)) == ["0.tar: sample 1"]
 
 
 def damaged(folder: Path) -> Path:

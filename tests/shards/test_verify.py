@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 import subprocess
@@ -165,6 +166,19 @@ def test_images_that_do_not_decode_are_found_only_by_decoding(tmp_path: Path) ->
     ((tar, key, problem),) = problems(verify(str(tmp_path / "t")))
     assert (tar, key) == ("0.tar", "b")
     assert problem.startswith("the image does not decode")
+
+
+def test_regions_that_cannot_be_read_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = io.BytesIO()
+    np.save(bad, np.zeros((2, 4), np.int64))
+    write_tar(
+        tmp_path / "t" / "0.tar", [("a.jpg", picture(1)), ("a.txt", b"one"), ("a.regions.npy", bad.getvalue())]
+    )
+    monkeypatch.setattr("shards.tools.scan.decode_regions", lambda _content: None)  # an index that did not look
+    index_tars(Plan(find_tars([str(tmp_path / "t")]), tmp_path / "t", "d", "t"))
+    ((_, sample, problem),) = problems(verify(str(tmp_path / "t")))
+    assert sample == "a"
+    assert problem == "cannot be parsed (regions of shape (2, 4) and type int64)"
 
 
 def test_copies_of_images_and_stray_tars_are_warnings(tmp_path: Path) -> None:
