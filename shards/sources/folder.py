@@ -9,16 +9,15 @@ files and files of other kinds are passed over.
 
 import hashlib
 import os
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from shards.errors import DataError
 from shards.members import IMAGE_EXTENSIONS
+from shards.repeats import Repeats
+from shards.seen import hash64
 from shards.sources.record import Record, Skipped, Source, Split
 from shards.sources.stream import Stream
 from shards.sources.text import (
@@ -35,10 +34,10 @@ from shards.sources.text import (
 def read_folder(root: Path, splits: list[str] | None = None, split: str = "train") -> Source:
     """Read a folder as one split, or its sub-folders `splits` as one each.
 
-    The names are listed once here, for their count and a digest that an interrupted conversion is compared by;
-    captions are read as the records are made. Images without captions, captions without image and a second
-    image of a name (`a.jpg`, `a.png`) are listed as skipped. Raises `DataError` for a missing folder, and when
-    the names of two images give one key.
+    The names are listed once here, for their count and a digest of them and of the caption files' sizes and times,
+    which an interrupted conversion is compared by; captions are read as the records are made. Images without
+    captions, captions without image and a second image of a name (`a.jpg`, `a.png`) are listed as skipped. Raises
+    `DataError` for a missing folder, and when the names of two images give one key.
     """
     if not root.is_dir():
         raise DataError(f"--root {root}: no such folder")
@@ -111,17 +110,18 @@ def _walk(
 
 def _survey(root: Path) -> _Survey:
     digest = hashlib.sha256()
-    keys = array("Q")  # 8 bytes an image, where a set of names would take a hundred
+    keys = Repeats()
     for stem, files in _walk(root):
         digest.update(f"{stem}\0{files}\0".encode(errors="surrogateescape"))
         if files.images and files.captions:
-            keys.append(_hash(key_of_name(f"{stem}.x")))
-    values, counts = np.unique(np.frombuffer(keys, np.uint64), return_counts=True)
-    if twice := set(values[counts > 1].tolist()):
+            # a caption file that was mended since makes a record of what was skipped, and moves all that follow
+            digest.update(repr(_state(root / os.path.dirname(stem) / files.captions[0])).encode())  # noqa: PTH120
+            keys.add(key_of_name(f"{stem}.x"))
+    if twice := keys.found():
         names = [
             stem
             for stem, files in _walk(root)
-            if files.images and files.captions and _hash(key_of_name(f"{stem}.x")) in twice
+            if files.images and files.captions and hash64(key_of_name(f"{stem}.x")) in twice
         ]
         first = key_of_name(f"{names[0]}.x")
         same = [name for name in names if key_of_name(f"{name}.x") == first]
@@ -129,8 +129,12 @@ def _survey(root: Path) -> _Survey:
     return _Survey(len(keys), digest.hexdigest())
 
 
-def _hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest(), "big")
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:  # such as a link to nowhere: told when it is read
+        return None
+    return state.st_size, state.st_mtime_ns
 
 
 def _items(root: Path) -> Iterator[Record | Skipped]:

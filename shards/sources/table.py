@@ -6,15 +6,13 @@ path. Rows are read one after another and never held; only a key or split column
 and 8 bytes a sample.
 """
 
-import hashlib
-from array import array
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from shards.errors import DataError
+from shards.repeats import Repeats
+from shards.seen import hash64
 from shards.sources.listed import check_images
 from shards.sources.parquet_rows import bytes_column, open_parquet
 from shards.sources.record import Record, Skipped, Source, Split
@@ -111,31 +109,26 @@ def _count(table: Table) -> int | None:
 
 def _survey(table: Table) -> dict[str, int]:
     """The number of samples a split, from a pass over the table; no key may stand twice in a split."""
-    hashes: dict[str, array[int]] = {}
+    keys: dict[str, Repeats] = {}
     reason = ""
     for name, item in table_samples(table):
         if isinstance(item, Skipped):
             reason = reason or f"; the first left out: {item.name}: {item.reason}"
             continue
-        hashes.setdefault(name, array("Q")).append(_hash(item.key))
-        if len(hashes) > MOST_SPLITS:
+        keys.setdefault(name, Repeats()).add(item.key)
+        if len(keys) > MOST_SPLITS:
             raise DataError(f"--split-column {table.columns.split}: more than {MOST_SPLITS} different splits in it")
-    if not hashes:
+    if not keys:
         raise DataError(f"{table.files[0]}: no usable row{reason}")
-    for name, found in hashes.items():
-        values, counts = np.unique(np.frombuffer(found, np.uint64), return_counts=True)
-        if twice := set(values[counts > 1].tolist()):
+    for name, found in keys.items():
+        if twice := found.found():
             samples = (item for where, item in table_samples(table) if where == name and isinstance(item, Record))
-            key = next(item.key for item in samples if _hash(item.key) in twice)
+            key = next(item.key for item in samples if hash64(item.key) in twice)
             raise DataError(
                 f"--key-column {table.columns.key}: two samples of split {name} have the key {key} (rows of one "
                 "image must follow each other)"
             )
-    return {name: len(found) for name, found in hashes.items()}
-
-
-def _hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+    return {name: len(found) for name, found in keys.items()}
 
 
 def _items(table: Table, split: str, orphans: bool) -> Iterator[Record | Skipped]:

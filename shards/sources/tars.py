@@ -12,13 +12,13 @@ from shards.manifest import IMAGE, MANIFEST, REGIONS, Manifest, read_index, read
 from shards.members import REGIONS as REGIONS_MEMBER
 from shards.members import is_image, is_label, label_of
 from shards.regions import decode_regions
+from shards.seen import Seen
 from shards.sources.record import Record, Regions, Skipped, Source, Split
 from shards.sources.text import file_identity
 from shards.tarwalk import DamagedTarError, Part, RawSample, samples_of
 from shards.tools.indexed import indexed_samples
 from shards.tools.locate import find_tars
 from shards.tools.scan import fault_of, guess_holds_of
-from shards.tools.seen import Seen
 
 _UNFIT = re.compile(r"[./\\\s]")
 """What a record's key may not hold."""

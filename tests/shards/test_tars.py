@@ -13,13 +13,13 @@ from shards.convert import Options, SplitReport, convert, publish
 from shards.errors import DataError
 from shards.manifest import read_index, read_manifest
 from shards.reader import ShardReader
+from shards.seen import Seen
 from shards.sources.record import Record, Skipped, Source
 from shards.sources.tars import read_tars
 from shards.staging import Staging
 from shards.tarwalk import everything, samples_of
 from shards.tools.index import Plan, index_tars
 from shards.tools.locate import find_tars
-from shards.tools.seen import Seen
 from tests.shards.foreign import (
     as_json,
     fingerprint,
@@ -212,7 +212,7 @@ def test_an_index_that_does_not_fit_its_tar_is_an_error(tmp_path: Path) -> None:
 
 @given(st.lists(st.text("abc", max_size=3), max_size=200), st.integers(1, 9))
 def test_what_was_seen_is_known(texts: list[str], recent: int) -> None:
-    from shards.tools import seen as module
+    from shards import seen as module
 
     before, module._RECENT = module._RECENT, recent
     try:
