@@ -56,12 +56,20 @@ def read_scan(
         raise DataError(f"--splits: {root} has no {missing[0]}_ims.npy; those that are there: {', '.join(there)}")
     if images is not None:
         check_images(images)
-    mapping = _mapping(root, required=images is not None)
+    mapping: dict[str, str] = {}
+    files = []
+    if images is not None:
+        path = _mapping_file(root)
+        mapping = _mapping(path)
+        files.append(file_identity(path))
     found: Splits = {}
     layouts: dict[str, str] = {}
-    files = []
     for name in splits or there:
         split = RENAMED.get(name, name)
+        if split in found:
+            raise DataError(
+                f"--root {root}: {name} would be a second split {split}; name those to take with --splits"
+            )
         found[split], layout = _read_split(root, name, images, mapping, captions_each)
         layouts[split] = str(layout)
         suffixes = ("ims.npy", "caps.txt", "ids.txt")
@@ -149,13 +157,15 @@ def _ids(path: Path, layout: _Layout) -> list[int]:
     return ids
 
 
-def _mapping(root: Path, *, required: bool) -> dict[str, str]:
-    """Image id, as a text, -> image file; from an object, or from a list by place."""
+def _mapping_file(root: Path) -> Path:
     path = next((one for one in (root / MAPPING, root.parent / MAPPING) if one.is_file()), None)
-    if not required:
-        return {}
     if path is None:
         raise DataError(f"--images: {MAPPING}, which names the image files, is neither in {root} nor above it")
+    return path
+
+
+def _mapping(path: Path) -> dict[str, str]:
+    """Image id, as a text, -> image file; from an object, or from a list by place."""
     document = read_json(path)
     pairs = dict(enumerate(document)) if isinstance(document, list) else document
     if not isinstance(pairs, dict) or not all(isinstance(name, str) for name in pairs.values()):
