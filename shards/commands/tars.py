@@ -87,7 +87,7 @@ def read_for_reshard(
     split: SplitName = None,
     dataset: DatasetName = None,
     skip_damaged: Annotated[
-        bool, typer.Option("--skip-damaged", help="Of damaged tars, take what stands before the damage.")
+        bool, typer.Option("--skip-damaged", help="Of damaged tars, take what stands before the damage; of compressed ones, before where it shows.")
     ] = False,
 ) -> "Source":
     """Write tars anew as shards with a manifest: other sizes, another order, smaller images.
