@@ -87,7 +87,11 @@ def read_for_reshard(
     split: SplitName = None,
     dataset: DatasetName = None,
     skip_damaged: Annotated[
-        bool, typer.Option("--skip-damaged", help="Of damaged tars, take what stands before the damage; of compressed ones, before where it shows.")
+        bool,
+        typer.Option(
+            "--skip-damaged",
+            help="Of damaged tars, take what stands before the damage; of compressed ones, before where it shows.",
+        ),
     ] = False,
 ) -> "Source":
     """Write tars anew as shards with a manifest: other sizes, another order, smaller images.

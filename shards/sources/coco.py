@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import DataError
+from shards.sources.images import check_images, read_image
 from shards.sources.karpathy import read_assignment
-from shards.sources.listed import Splits, check_images, listed_source
+from shards.sources.listed import Splits, listed_source
 from shards.sources.record import Record, Skipped, Source
 from shards.sources.text import (
     check_split_name,
@@ -150,6 +151,6 @@ def _items(image_id: int, image: _Image) -> list[Record | Skipped]:
     if not captions or not is_unicode(name):
         reason = "the file name is not valid UTF-8" if captions else "the image has no usable caption"
         return [*skipped, Skipped(name, reason)]
-    load = partial(Path.read_bytes, image.folder / name)
+    load = partial(read_image, image.folder, name)
     caption_ids = tuple(pairs[place][0] for place in places)
     return [*skipped, Record(key_of_name(name), image_id, tuple(captions), load, caption_ids=caption_ids)]

@@ -18,6 +18,7 @@ from shards.errors import DataError
 from shards.members import IMAGE_EXTENSIONS
 from shards.repeats import Repeats
 from shards.seen import hash64
+from shards.sources.images import read_image
 from shards.sources.record import Record, Skipped, Source, Split
 from shards.sources.stream import Stream
 from shards.sources.text import (
@@ -166,7 +167,7 @@ def _pair(root: Path, folder: str, stem: str, files: _Stem) -> Iterator[Record |
     _, captions, skipped = clean_captions(texts, name)
     yield from skipped
     if captions:
-        load = partial(Path.read_bytes, root / name)
+        load = partial(read_image, root, name)
         yield Record(key_of_name(f"{stem}.x"), image_id, tuple(captions), load)
     else:
         yield Skipped(name, "the image has no usable caption")

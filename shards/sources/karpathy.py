@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import DataError
-from shards.sources.listed import Splits, check_images, listed_source
+from shards.sources.images import check_images, read_image
+from shards.sources.listed import Splits, listed_source
 from shards.sources.record import Record, Skipped, Source
 from shards.sources.text import (
     clean_captions,
@@ -121,7 +122,7 @@ def _items(entry: Any, number: int, images: Path, where: str) -> tuple[str, list
         reason = "the file name is not valid UTF-8" if captions else "the image has no usable caption"
         return split, [*skipped, Skipped(filename, reason)]
     ids = [sentences[place].get("sentid") for place in places]
-    load = partial(Path.read_bytes, images / folder / filename)
+    load = partial(read_image, images, Path(folder, filename))
     caption_ids = tuple(ids) if all(isinstance(one, int) for one in ids) else ()
     record = Record(key_of_name(filename), image_id, tuple(captions), load, caption_ids=caption_ids)
     return split, [*skipped, record]

@@ -35,9 +35,3 @@ def _check_keys(items: list[Record | Skipped], split: str, where: str) -> None:
                     "(dots, slashes and spaces count as `_`)"
                 )
             keys.add(item.key)
-
-
-def check_images(images: Path) -> None:
-    """Raise `DataError` when the folder of images is not there."""
-    if not images.is_dir():
-        raise DataError(f"--images {images}: no such folder")

@@ -89,7 +89,7 @@ _images = lru_cache(maxsize=2)(_Images)
 def _cell(path: Path, group: int, row: int, column: str) -> bytes:
     try:
         value = _images(path, group, column).read(row)
-    except (DataError, pa.ArrowException) as error:
+    except pa.ArrowException as error:
         raise ValueError(f"{path}: {error}") from None
     if value is None:
         raise ValueError("the table holds no bytes for it")

@@ -25,7 +25,8 @@ class Record:
 
     `load` returns the encoded image bytes (JPEG, PNG, ...), `regions` the region features; at least one is
     given. They are called in a worker process, so they must be picklable, for example
-    `functools.partial(Path.read_bytes, path)`; they may raise `OSError` or `ValueError`.
+    `functools.partial(Path.read_bytes, path)`; they may raise `OSError` or `ValueError` where this
+    sample cannot be read, `DataError` where none can.
     """
 
     key: str

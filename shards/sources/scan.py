@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from shards.decoding import DecodeError, decoding
 from shards.errors import DataError
-from shards.sources.listed import Splits, check_images, listed_source
+from shards.sources.images import check_images, read_image
+from shards.sources.listed import Splits, listed_source
 from shards.sources.record import Record, Regions, Skipped, Source
 from shards.sources.text import clean_captions, describe, file_identity, is_int64, is_unicode, open_text, read_json
 
@@ -112,7 +113,7 @@ def _read_split(
             if file is None or not is_unicode(file):
                 items.append(Skipped(where, f"{MAPPING} names no usable file for the image id {ids[number]}"))
                 continue
-            load = partial(Path.read_bytes, images / file)
+            load = partial(read_image, images, file)
         key = f"{RENAMED.get(name, name)}-{number:06d}"
         items.append(Record(key, ids[number], tuple(captions), load, partial(_regions, path, row)))
     return items, layout
@@ -191,11 +192,11 @@ _mapped = lru_cache(maxsize=4)(_open)
 
 
 def _regions(path: Path, row: int) -> Regions:
-    """(R, F) float32; a row of an (N, F) array is one region. Raises `ValueError` for NaN and infinities."""
-    try:
-        values = np.asarray(_mapped(path)[row], np.float32)
-    except DataError as error:
-        raise ValueError(str(error)) from None
+    """(R, F) float32; a row of an (N, F) array is one region. Raises `ValueError` for NaN and infinities.
+
+    Raises `DataError` when the file is gone since.
+    """
+    values = np.asarray(_mapped(path)[row], np.float32)
     if not np.isfinite(values).all():
         raise ValueError(f"row {row} of {path.name} holds NaN or infinity")
     return np.atleast_2d(values)

@@ -13,7 +13,7 @@ from pathlib import Path
 from shards.errors import DataError
 from shards.repeats import Repeats
 from shards.seen import hash64
-from shards.sources.listed import check_images
+from shards.sources.images import check_images
 from shards.sources.parquet_rows import bytes_column, open_parquet
 from shards.sources.record import Record, Skipped, Source, Split
 from shards.sources.stream import Stream

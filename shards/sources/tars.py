@@ -15,7 +15,7 @@ from shards.regions import decode_regions
 from shards.seen import Seen
 from shards.sources.record import Record, Regions, Skipped, Source, Split
 from shards.sources.text import file_identity
-from shards.tarwalk import DamagedTarError, Part, RawSample, samples_of
+from shards.tarwalk import DamagedTarError, Part, RawSample, open_bytes, samples_of
 from shards.tools.indexed import indexed_samples
 from shards.tools.locate import find_tars
 from shards.tools.scan import fault_of, guess_holds_of
@@ -167,9 +167,15 @@ def _reader(part: Part, location: str) -> Callable[[], bytes]:
 
 
 def _read(location: str, start: int, size: int) -> bytes:
-    with Path(location).open("rb") as stream:
-        stream.seek(start)
-        return stream.read(size)
+    try:
+        with open_bytes(location) as stream:
+            stream.seek(start)
+            data = stream.read(size)
+    except OSError as error:
+        raise DataError(f"{location}: cannot be read ({error.strerror}); mend it and repeat") from None
+    if len(data) != size:
+        raise DataError(f"{location}: shorter than when it was listed; convert it anew")
+    return data
 
 
 def _regions(read: Callable[[], bytes]) -> Regions:

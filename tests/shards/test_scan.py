@@ -214,6 +214,14 @@ def test_a_file_that_is_no_array_is_refused(tmp_path: Path, content: bytes) -> N
         read_scan(tmp_path)
 
 
+def test_an_array_that_goes_in_the_middle_ends_the_work_and_skips_nothing(tmp_path: Path) -> None:
+    write(tmp_path, "test", features(2), captions_of(2))
+    (_, later) = records(read_scan(tmp_path), "test")
+    (tmp_path / "test_ims.npy").unlink()
+    with pytest.raises(DataError, match=r"test_ims\.npy: cannot be read as an array"):
+        load_sample(later, Resize())
+
+
 def test_an_array_that_ends_early_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "test", features(2), captions_of(2))
     data = (tmp_path / "test_ims.npy").read_bytes()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from shards.convert import Options, SplitReport, convert, publish
 from shards.errors import DataError
 from shards.manifest import read_index, read_manifest
+from shards.prepare import Resize, load_sample
 from shards.reader import ShardReader
 from shards.seen import Seen
 from shards.sources.record import Record, Skipped, Source
@@ -116,8 +117,23 @@ def test_plain_and_compressed_tars_give_the_same_shards(tmp_path: Path, mode: st
 def test_images_of_plain_tars_are_read_in_the_workers(tmp_path: Path) -> None:
     folder = write_img2dataset(tmp_path / "t", shards=1)
     loads = [record.load for record in records(read_tars([str(folder)]))]
-    (folder / "00000.tar").write_bytes(b"")
-    assert all(load is not None and load() == b"" for load in loads), "nothing was read before it was asked for"
+    data = (folder / "00000.tar").read_bytes()
+    (folder / "00000.tar").write_bytes(bytes(len(data)))
+    found = [load() for load in loads if load is not None]
+    assert [set(image) for image in found] == [{0}] * 4, "nothing was read before it was asked for"
+
+
+@pytest.mark.parametrize("cut", [None, 100])
+def test_a_tar_that_goes_in_the_middle_ends_the_work_and_skips_nothing(tmp_path: Path, cut: int | None) -> None:
+    folder = write_img2dataset(tmp_path / "t", shards=1)
+    (load, *_) = [record.load for record in records(read_tars([str(folder)]))]
+    path = folder / "00000.tar"
+    if cut is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(DataError, match=r"00000\.tar: (cannot be opened|shorter than)"):
+        load_sample(Record("key", 1, ("x",), load), Resize())
 
 
 def test_samples_that_an_index_leaves_out_stay_out(tmp_path: Path) -> None:
