@@ -61,6 +61,7 @@ def writing(
         int | None,
         typer.Option(
             min=0,
+            max=2**64 - 1,
             help="Shuffle each split by this seed first, held in memory. Training shuffles anyway.",
         ),
     ] = None,

@@ -49,12 +49,13 @@ def text_columns(path: Path, layout: TextLayout) -> list[str]:
     """The columns that the file has; of JSON lines, those of its first line."""
     if path.suffix.lower() in JSON_LINES:
         with open_text(path, "--table") as stream:
-            first = next(filter(str.strip, stream), "")
-        value = _parse_json(first)
+            first = next(filter(str.strip, stream), None)
+        if first is None:
+            raise DataError(f"{path}: the file is empty; one JSON object a line is needed")
+        value = _parse_json(first.rstrip("\r\n"))
         if not isinstance(value, dict):
-            raise DataError(
-                f"{path}: not JSON lines: the first line is {describe(value)}; one object a line is needed"
-            )
+            found = value if isinstance(value, _NotJson) else describe(value)
+            raise DataError(f"{path}: not JSON lines: the first line is {found}; one object a line is needed")
         return list(value)
     if layout.columns:
         open_text(path, "--table").close()
@@ -117,7 +118,7 @@ def _json_rows(path: Path, wanted: list[str]) -> Iterator[Row | Skipped]:
             if isinstance(value, dict):
                 yield Row(path, f"line {number}", {name: value.get(name) for name in wanted})
             elif isinstance(value, _NotJson):
-                yield Skipped(where, f"not JSON at column {value.column}: {value.reason}")
+                yield Skipped(where, str(value))
             else:
                 yield Skipped(where, f"an object is expected, found {describe(value)}")
 
@@ -127,11 +128,14 @@ class _NotJson:
     column: int
     reason: str
 
+    def __str__(self) -> str:
+        return f"not JSON at column {self.column}: {self.reason}"
+
 
 def _parse_json(line: str) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
         return _NotJson(error.colno, error.msg)
-    except RecursionError:
-        return _NotJson(1, "nested too deeply")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        return _NotJson(1, str(error))

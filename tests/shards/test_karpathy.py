@@ -200,6 +200,17 @@ def test_annotations_that_are_not_json_are_named_with_the_place(
     refused(annotations, images, str(annotations), f"not JSON at {where}")
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"images": ' + "1" * 5000 + "}"], ids=["brackets", "digits"])
+def test_annotations_beyond_all_limits_are_named(annotations: Path, images: Path, text: str) -> None:
+    annotations.write_text(text)
+    refused(annotations, images, f"{annotations}: not JSON that can be read")
+
+
+def test_a_byte_order_mark_is_no_fault(annotations: Path, images: Path) -> None:
+    annotations.write_bytes(b"\xef\xbb\xbf" + json.dumps({"images": [entry()]}).encode())
+    assert len(records(read_karpathy(annotations, images))) == 1
+
+
 @pytest.mark.parametrize(
     ("document", "found"),
     [

@@ -272,6 +272,14 @@ def test_overwrite_spares_the_photos_and_tars_that_are_read(itm: Itm, data_set: 
     assert listing(data_set) == before
 
 
+def test_a_seed_beyond_64_bits_is_refused_as_an_option(itm: Itm, data_set: Path) -> None:
+    result = itm(*KARPATHY, "--seed", 2**64)
+    assert result.returncode == 2
+    assert "--seed" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert itm(*KARPATHY, "--seed", 2**64 - 1).returncode == 0
+
+
 def test_real_photos_are_converted(itm: Itm, test_data: Path, tmp_path: Path) -> None:
     """Forty photos of Flickr8K, byte for byte."""
     document = json.loads((test_data / "flickr8k" / "dataset_flickr8k.json").read_text())

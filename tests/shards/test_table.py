@@ -130,6 +130,16 @@ def test_json_lines(tmp_path: Path) -> None:
     assert faults["line 10"] == "the image id True is not an integer of 64 bits"
 
 
+@pytest.mark.parametrize("cell", ["1" * 5000, "[" * 100_000], ids=["digits", "brackets"])
+def test_a_line_of_json_beyond_all_limits_is_listed(tmp_path: Path, cell: str) -> None:
+    good = '{"image": "a.jpg", "caption": "One ."}'
+    path = write(tmp_path / "t.jsonl", f'{good}\n{{"image": "b.jpg", "caption": "Two .", "x": {cell}}}\n')
+    source = read_table([path])
+    assert [one.captions for one in records(source)] == [("One .",)]
+    assert left_out(source)[0].name == f"{path}: line 2"
+    assert left_out(source)[0].reason.startswith("not JSON at column 1: ")
+
+
 @pytest.mark.parametrize("struct", [True, False])
 @pytest.mark.parametrize("group", [3, 100])
 def test_bytes_in_parquet_are_read_when_asked_for_in_any_order(tmp_path: Path, struct: bool, group: int) -> None:
@@ -192,6 +202,10 @@ def test_mistakes_are_told_up_front(tmp_path: Path) -> None:
     refused("the file is empty", [write(tmp_path / "e.csv", "")])
     refused("2 columns named 'image'", [write(tmp_path / "d.csv", "image,image,caption\n")])
     refused("not JSON lines: the first line is a list", [write(tmp_path / "l.jsonl", "[1]\n")])
+    refused("l.jsonl: the file is empty", [write(tmp_path / "l.jsonl", "\n\n")])
+    refused(
+        "the first line is not JSON at column 13: Extra data;", [write(tmp_path / "l.jsonl", '{"image": 1}]\n')]
+    )
     refused("cannot be read as Parquet", [write(tmp_path / "p.parquet", "image,caption\n")])
     refused("--images", [good], tmp_path / "nowhere")
     refused("--delimiter 'ab': one character", [good], layout=TextLayout("ab"))
