@@ -85,7 +85,7 @@ def merge_parts(out: Path, overwrite: bool, dry_run: bool) -> None:
 def tell_published(out: Path, reports: dict[str, SplitReport]) -> None:
     """Name what was skipped, and a line a split."""
     for name, report in reports.items():
-        _show_skipped(report.first_skipped, report.skipped)
+        show_skipped(report.first_skipped, report.skipped)
         skipped = f", {report.skipped:,} skipped (see skipped.jsonl)" if report.skipped else ""
         counts = f"{report.samples:,} images, {report.captions:,} captions, {_shards(report.shards)}"
         typer.echo(f"{out / name}: {counts}, {report.bytes / 1e6:,.1f} MB{skipped}")
@@ -109,7 +109,7 @@ def _forecast(split: Split, options: Options) -> str:
         raise DataError(
             f"split {split.name}: none of the first {len(loaded) or len(seen):,} samples is usable{first}"
         )
-    _show_skipped(faults, len(faults))
+    show_skipped(faults, len(faults))
     if split.count is None:
         return f"an unknown number of samples; of the first {len(seen):,}, {len(skipped):,} would be skipped"
     shards = _shards(-(-split.count // options.samples_per_shard))
@@ -161,7 +161,7 @@ def _shards(count: int) -> str:
     return f"{count:,} shard{'s' * (count != 1)}"
 
 
-def _show_skipped(first: Sequence[Skipped], count: int) -> None:
+def show_skipped(first: Sequence[Skipped], count: int) -> None:
     """Name the first few of `count` items that were left out; all of them stand in `skipped.jsonl`."""
     for item in first[:NAMED]:
         typer.echo(f"skipped {item.name}: {item.reason}", err=True)
