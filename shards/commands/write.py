@@ -33,6 +33,11 @@ def write_source(source: Source, writing: Writing) -> None:
         writing.out, overwrite=writing.overwrite, shared=writing.part is not None, inputs=source.inputs
     )
     staging.check(names)
+    if source.in_order and writing.options.seed is not None:
+        raise DataError(
+            f"--seed: images within Parquet are read front to back; convert without it, and shuffle what was "
+            f"written: itm shards reshard {writing.out} --seed {writing.options.seed} --out ..."
+        )
     for split in source.splits:
         _check_usable(split)
     if writing.dry_run:

@@ -62,3 +62,5 @@ class Source:
     conversion goes on only where it is the same."""
     inputs: tuple[Path, ...] = ()
     """Files and folders that the records are read from; what is written replaces none of them."""
+    in_order: bool = False
+    """Whether records can be loaded in the source's order alone, or else each at the price of many."""

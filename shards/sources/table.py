@@ -2,8 +2,8 @@
 
 The image column holds paths or, in Parquet, the encoded bytes, plain or as {bytes, path}. Consecutive rows of one
 image are one sample with all their captions: rows of one image id where there is such a column, else rows of one
-path. Rows are read one after another and never held; only a key or split column costs a first pass over the table,
-and 8 bytes a sample.
+path. Rows are read one after another and never held. A key or a split column costs a pass over the table first, and
+8 bytes a sample; each split is then a pass over all rows.
 """
 
 from collections.abc import Iterator, Mapping
@@ -61,7 +61,9 @@ def read_table(
     first = next(iter(counts))
     splits = [Split(name, Stream(partial(_items, table, name, name == first)), n) for name, n in counts.items()]
     inputs = (*table.files, *([images] if images else []))
-    return Source(tables[0].absolute().stem, splits, identity, inputs)
+    return Source(
+        tables[0].absolute().stem, splits, identity, inputs, any(_holds_images(path, table) for path in table.files)
+    )
 
 
 def _files(tables: list[Path]) -> Iterator[Path]:
@@ -98,13 +100,18 @@ def _count(table: Table) -> int | None:
     """The number of samples where each row is one, None where only reading tells."""
     rows = 0
     for path in table.files:
-        if path.suffix.lower() not in PARQUET or table.columns.image_id:
+        if table.columns.image_id or not _holds_images(path, table):
             return None
         with open_parquet(path) as file:
-            if bytes_column(file.schema_arrow, table.columns.image) is None:
-                return None
             rows += file.metadata.num_rows
     return rows
+
+
+def _holds_images(path: Path, table: Table) -> bool:
+    if path.suffix.lower() not in PARQUET:
+        return False
+    with open_parquet(path) as file:
+        return bytes_column(file.schema_arrow, table.columns.image) is not None
 
 
 def _survey(table: Table) -> dict[str, int]:

@@ -280,6 +280,17 @@ def test_a_seed_beyond_64_bits_is_refused_as_an_option(itm: Itm, data_set: Path)
     assert itm(*KARPATHY, "--seed", 2**64 - 1).returncode == 0
 
 
+def test_images_within_parquet_are_not_shuffled_but_their_shards_are(itm: Itm, tmp_path: Path) -> None:
+    table = pa.table({"image": [jpeg(number) for number in range(9)], "caption": [f"n {n}" for n in range(9)]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    convert = ("shards", "convert", "table", "--table", "t.parquet", "--processes", 1, "--out")
+    refused(itm(*convert, "out", "--seed", 1), "--seed: images within Parquet", "itm shards reshard out --seed 1")
+    assert itm(*convert, "out").returncode == 0
+    assert itm("shards", "reshard", "out", "--seed", 1, "--processes", 1, "--out", "mixed").returncode == 0
+    keys = [read_index(read_manifest(tmp_path / where / "train"), 0).keys.to_pylist() for where in ("out", "mixed")]
+    assert keys[0] == sorted(keys[1]) != keys[1]
+
+
 def test_real_photos_are_converted(itm: Itm, test_data: Path, tmp_path: Path) -> None:
     """Forty photos of Flickr8K, byte for byte."""
     document = json.loads((test_data / "flickr8k" / "dataset_flickr8k.json").read_text())
