@@ -90,7 +90,7 @@ def _as_regions(array: Regions) -> Regions:
 
 def _unreadable(key: str, what: str, error: OSError | ValueError) -> Skipped:
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
-        raise DataError(f"{key}: the {what} cannot be read ({error}); finished shards are kept") from None
+        raise DataError(f"{key}: the {what} cannot be read ({error}); mend that and repeat") from None
     verb = "is" if what.endswith("file") else "are"
     reason = f"{verb} missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
     return Skipped(key, f"the {what} {reason}")

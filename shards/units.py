@@ -90,9 +90,7 @@ def write_unit(unit: Unit) -> tuple[str, int]:
     try:
         return _write(unit)
     except OSError as error:  # what cannot be read is skipped, so it is the output
-        raise DataError(
-            f"{unit.root}: cannot be written to ({error.strerror}); finished shards are kept: mend it and repeat"
-        ) from None
+        raise DataError(f"{unit.root}: cannot be written to ({error.strerror}); mend it and repeat") from None
 
 
 def _write(unit: Unit) -> tuple[str, int]:

@@ -48,7 +48,7 @@ def parquet_rows(path: Path, wanted: list[str], image: str) -> Iterator[Row]:
                         values[image] = partial(_cell, path, group, row, column)
                     yield Row(path, f"row {number}", values)
                     number += 1
-            except pa.ArrowException as error:
+            except (OSError, pa.ArrowException) as error:  # Arrow tells of damage by either
                 raise DataError(f"--table {path}: cannot be read from row {number} on ({error})") from None
 
 

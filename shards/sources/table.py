@@ -55,6 +55,8 @@ def read_table(
         "layout": vars(layout),
         "split": split,
     }
+    if next(table_samples(table), None) is None:
+        raise DataError(f"{', '.join(map(str, table.files[:3]))}: no row, only the names of the columns")
     counts: Mapping[str, int | None] = {split: _count(table)}
     if columns.key or columns.split:
         counts = _survey(table)

@@ -84,21 +84,28 @@ def text_rows(path: Path, wanted: list[str], layout: TextLayout) -> Iterator[Row
         if not layout.columns:
             next(reader)
         while True:
-            line = f"line {reader.line_num + 1}"
+            first = reader.line_num + 1
+            line = f"line {first}"
             where = f"{path}: {line}"
             try:
                 fields = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Skipped(where, f"not a row of CSV ({error})")
+                yield Skipped(where, f"not a row of CSV ({error}){_span(first, reader.line_num)}")
                 continue
             if not fields:
                 continue
             if len(fields) != len(columns):
-                yield Skipped(where, f"{len(fields)} fields, but the table has {len(columns)} columns")
+                fault = f"{len(fields)} fields, but the table has {len(columns)} columns"
+                yield Skipped(where, fault + _span(first, reader.line_num))
                 continue
             yield Row(path, line, {name: fields[place] for name, place in places.items()})
+
+
+def _span(first: int, last: int) -> str:
+    """What else is lost with a row: an open quote may swallow hundreds of them."""
+    return f"; lines {first} to {last} were read as one row: is a quote left open?" if last > first else ""
 
 
 def _reader(path: Path, layout: TextLayout, stream: IO[str]) -> "Reader":

@@ -1,5 +1,6 @@
 import io
 import json
+import shlex
 import signal
 import subprocess
 import time
@@ -278,6 +279,26 @@ def test_a_seed_beyond_64_bits_is_refused_as_an_option(itm: Itm, data_set: Path)
     assert "--seed" in result.stderr
     assert "Traceback" not in result.stderr
     assert itm(*KARPATHY, "--seed", 2**64 - 1).returncode == 0
+
+
+@pytest.mark.parametrize("finished", [0, 3])
+def test_a_full_disk_is_told_once_and_what_is_kept_only_where_there_is_something(
+    data_set: Path, finished: int
+) -> None:
+    for number in range(finished, 9):
+        (data_set / "images" / f"{number}.jpg").write_bytes(jpeg(number, (400, 400)))
+    command = shlex.join(itm_command(*KARPATHY, "--samples-per-shard", 1))
+    result = subprocess.run(
+        ["bash", "-c", f"ulimit -f 40; exec {command}"],  # kilobytes of a file: as good as a full disk
+        cwd=data_set,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    refused(result, f"/train-{finished:06d}.tar: cannot be written (File too large); make room")
+    assert result.stderr.count("finished shards are kept in out/.partial") == (finished > 0)
+    assert (data_set / "out").exists() == (finished > 0)
 
 
 def test_images_within_parquet_are_not_shuffled_but_their_shards_are(itm: Itm, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
-        DataError, match=rf"^{tmp_path}: cannot be written to \(No space left on device\); finished"
+        DataError, match=rf"^{tmp_path}/val-000000.tar: cannot be written \(No space left on device\); make room"
     ):
         write_unit(unit(tmp_path, list(good(3))))
     assert contents(tmp_path) == {UNITS: "empty"}
