@@ -1,7 +1,6 @@
 """A source -> finished splits, with what the user is told on the way."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -154,9 +153,6 @@ def _kept(staging: Staging, names: Sequence[str]) -> Iterator[None]:
         yield
     except (DataError, OSError) as error:
         raise DataError("; ".join(filter(None, [str(error), hint()]))) from error
-    except BrokenProcessPool:
-        told = "a worker process died, most likely for want of memory; try fewer --processes"
-        raise DataError("; ".join(filter(None, [told, hint()]))) from None
     except KeyboardInterrupt:
         typer.echo(hint() or "nothing was finished yet", err=True)
         raise

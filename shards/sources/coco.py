@@ -83,10 +83,10 @@ def read_coco(
 
 
 def _split_of(path: Path) -> str:
-    found = re.search(r"train|val|test", path.stem)
-    if found is None:
+    found = set(re.findall(r"(?:^|[_.-])(train|val|test)(?=[\d_.-]|$)", path.stem))
+    if len(found) != 1:
         raise DataError(f"--annotations {path}: the file's name tells no split; give --split or --karpathy")
-    return found[0]
+    return str(found.pop())
 
 
 def _read_file(path: Path, folder: Path, found: dict[int, _Image]) -> list[Skipped]:

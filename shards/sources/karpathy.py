@@ -37,16 +37,9 @@ def read_karpathy(annotations: Path, images: Path) -> Source:
     check_images(images)
     document, entries = _document(annotations, "--annotations")
     splits: Splits = {}
-    keys: set[tuple[str, str]] = set()
     for number, entry in enumerate(entries):
         where = f"{annotations}: images[{number}]"
         split, items = _items(entry, number, images, where)
-        for record in (item for item in items if isinstance(item, Record)):
-            if (split, record.key) in keys:
-                raise DataError(
-                    f"{where}: a second image named {record.key} in split {split}; names must be unique"
-                )
-            keys.add((split, record.key))
         splits.setdefault(split, []).extend(items)
     return listed_source(
         str(document.get("dataset", annotations.stem)),

@@ -1,7 +1,6 @@
 """Tars with samples, of ours or of others, with a manifest or without -> a source, to be written anew."""
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +13,11 @@ from shards.members import is_image, is_label, label_of
 from shards.regions import decode_regions
 from shards.seen import Seen
 from shards.sources.record import Record, Regions, Skipped, Source, Split
-from shards.sources.text import file_identity
+from shards.sources.text import file_identity, safe_key
 from shards.tarwalk import DamagedTarError, Part, RawSample, open_bytes, samples_of
 from shards.tools.indexed import indexed_samples
 from shards.tools.locate import find_tars
 from shards.tools.scan import fault_of, guess_holds_of
-
-_UNFIT = re.compile(r"[./\\\s]")
-"""What a record's key may not hold."""
 
 
 def read_tars(
@@ -86,7 +82,7 @@ class _Keys:
 
     def __call__(self, name: str) -> str:
         self._count += 1
-        key = _UNFIT.sub("_", name)
+        key = safe_key(name)
         if not self._seen.add(key):
             key = f"{key}-{self._count}"
             while not self._seen.add(key):

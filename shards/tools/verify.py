@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ from shards.errors import DataError
 from shards.images import open_image
 from shards.manifest import (
     IMAGE,
-    MANIFEST,
     REGIONS,
     Manifest,
     ShardIndex,
@@ -42,7 +40,7 @@ class Fault:
     """Something that is not as the manifest says."""
 
     shard: str
-    """The tar's path, or the manifest's."""
+    """The tar's path."""
     sample: str | None
     problem: str
 
@@ -97,7 +95,6 @@ def verify(
         raise DataError(f"{location}: only folders on a local disk are verified; copy it first")
     manifest = read_manifest(location, check_shards=False)
     result = Verification(manifest, decode)
-    result.faults += _header_faults(manifest)
     result.warnings += [f"{path}: a tar that the manifest does not list" for path in _stray(manifest)]
     jobs = (one_shard(manifest, shard) for shard in range(len(manifest.names)))
     contents: list[Hashes] = []
@@ -114,15 +111,6 @@ def verify(
             f"of one image up to {count.most:,} samples, such as {' = '.join(result.examples[0][:3])}"
         )
     return result
-
-
-def _header_faults(manifest: Manifest) -> Iterator[Fault]:
-    path = Path(manifest.location) / MANIFEST
-    header = json.loads(path.read_bytes())
-    totals = {"shards": len(manifest.names), "samples": manifest.num_samples, "captions": manifest.num_captions}
-    for name, total in totals.items():
-        if header.get(name) != total:
-            yield Fault(str(path), None, f"{header.get(name)} {name}, but the shard table has {total}")
 
 
 def _stray(manifest: Manifest) -> list[Path]:

@@ -178,13 +178,13 @@ def test_regions_that_are_no_array_are_named_and_the_others_kept(tmp_path: Path,
 def test_keys_become_unique_and_fit_for_names(tmp_path: Path) -> None:
     for shard in range(2):
         members = []
-        for number, key in enumerate(["a.b/c d", "0", "../x", "0"]):
+        for number, key in enumerate(["a.b/c d", "0", "../x", "0", "bell\a"]):
             members += [(f"{key}.jpg", picture(10 * shard + number)), (f"{key}.txt", b"words")]
         write_tar(tmp_path / "t" / f"{shard}.tar", members)
     keys = [record.key for record in records(read_tars([str(tmp_path / "t")]))]
     assert keys[:3] == ["a_b_c_d", "0", "___x"]
-    assert len(set(keys)) == len(keys) == 8
-    assert not any(set("./\\ \t\n") & set(key) for key in keys)
+    assert len(set(keys)) == len(keys) == 10
+    assert not any(set("./\\ \t\n\a") & set(key) for key in keys)
     assert keys == [record.key for record in records(read_tars([str(tmp_path / "t")]))], "each time the same"
 
 
