@@ -202,7 +202,7 @@ def out_is_a_file(folder: Path) -> None:
         (not_json, ("a.json", "not JSON at line 1, column 1")),
         (another_layout, ("a.json", "not the Karpathy layout", "found a list")),
         (unknown_split, ("images[8] (8.jpg)", "'holdout'")),
-        (duplicate_name, ("images[1]", "a second image named 0")),
+        (duplicate_name, ("a.json: a second image named 0 in split train",)),
         (val_without_captions, ("split val", "no usable sample", "7.jpg: the image has no usable caption")),
         (out_exists, ("out/val: exists already, and is no folder of shards",)),
         (out_is_a_file, ("--out out: cannot be written to",)),
