@@ -213,12 +213,11 @@ def read_manifest(location: str | Path, cache: Cache | None = None, *, check_sha
     manifest is of another version or damaged.
     """
     location = resolve(str(location))
-    if not is_remote(location):
-        _check_folder(Path(location))
     where = join(location, MANIFEST)
-    path = fetch(where, cache)
     try:
-        header = json.loads(path.read_bytes())
+        if not is_remote(location):
+            _check_folder(Path(location))
+        header = json.loads(fetch(where, cache).read_bytes())
         version = header["format_version"]
         if version != FORMAT_VERSION:
             raise DataError(f"{where}: format version {version}, this program reads {FORMAT_VERSION}; {MEND}")
@@ -226,6 +225,8 @@ def read_manifest(location: str | Path, cache: Cache | None = None, *, check_sha
         totals = [header[name] for name in ("shards", "samples", "captions")]
         if not holds or not {IMAGE, REGIONS}.issuperset(holds):
             raise ValueError(f"holds {holds}")
+    except OSError as error:
+        raise DataError(f"{where}: cannot be read ({error.strerror}); get the right to read it") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{where}: not a manifest ({error!r}); {MEND}") from None
     where = join(location, SHARD_TABLE)

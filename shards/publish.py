@@ -1,14 +1,26 @@
 """Finished units -> manifests, and all splits into place."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shards.atomic import replacing
 from shards.errors import DataError
-from shards.manifest import MANIFEST, SHARD_SCHEMA, SHARD_TABLE, Rows, index_name, write_manifest
+from shards.manifest import (
+    MANIFEST,
+    SHARD_SCHEMA,
+    SHARD_TABLE,
+    Manifest,
+    Rows,
+    index_name,
+    read_index,
+    read_manifest,
+    write_manifest,
+)
+from shards.repeats import Repeats
+from shards.seen import hash64
 from shards.sources.record import Skipped
 from shards.staging import UNITS, Staging
 from shards.units import check_alike, note_path
@@ -108,7 +120,7 @@ def require_whole(root: Path, split: str) -> int:
 def join(root: Path, dataset: str, split: str) -> SplitReport:
     """Write the manifest of the units in `root`, which are all finished.
 
-    Raises `DataError` when no sample is usable, or when samples hold different things.
+    Raises `DataError` when no sample is usable, when samples hold different things, or when two have one name.
     """
     report = SplitReport()
     shards: Rows = {name: [] for name in SHARD_SCHEMA.names}
@@ -129,8 +141,29 @@ def join(root: Path, dataset: str, split: str) -> SplitReport:
         raise DataError(f"split {split}: no usable sample{''.join(first)}")
     check_alike(split, holds)
     write_manifest(root, dataset, split, tuple(next(iter(holds)).split("+")), shards)
+    _check_keys(read_manifest(root))
     _delete_others(root, shards["name"], bool(report.skipped))
     return report
+
+
+def _check_keys(manifest: Manifest) -> None:
+    # a unit was checked when it was written; over all, this tells an input that changed between two units
+    keys = Repeats()
+    for _, key in _keys(manifest):
+        keys.add(key)
+    twice = keys.found()
+    where: dict[str, str] = {}
+    for name, key in _keys(manifest) if twice else ():
+        if hash64(key) in twice and where.setdefault(key, name) != name:
+            raise DataError(
+                f"split {manifest.split}: two samples are named {key}, in {where[key]} and in {name}; names must "
+                "be unique; if the input was changed meanwhile, convert it anew"
+            )
+
+
+def _keys(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    for shard, name in enumerate(manifest.names):
+        yield from ((name, key) for key in read_index(manifest, shard).keys.to_pylist())
 
 
 def _delete_others(root: Path, names: list[object], skipped: bool) -> None:

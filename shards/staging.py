@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,19 @@ from typing import Any
 from shards.atomic import replacing, sync_folder
 from shards.errors import DataError
 from shards.lock import FileLock
+from shards.manifest import MANIFEST, SHARD_TABLE
 
 UNITS = ".units"
 """Folder of a split under work with a note a finished unit; not published."""
 PATIENCE = 2.0
 """Seconds in which the workers of a conversion that was just killed are sure to end."""
+
+
+def _is_replaceable(place: Path) -> bool:
+    """Whether this is a folder of shards, an empty one, or a link: `--overwrite` deletes nothing else."""
+    if place.is_symlink() or not place.is_dir():
+        return place.is_symlink()
+    return not any(place.iterdir()) or all((place / name).is_file() for name in (MANIFEST, SHARD_TABLE))
 
 
 class Staging:
@@ -33,23 +42,34 @@ class Staging:
         OUT/.partial/.gate            held from entering until the claim is settled, by one call at a time
     """
 
-    def __init__(self, out: Path, *, overwrite: bool = False, shared: bool = False) -> None:
-        self.out, self.overwrite, self.shared = out, overwrite, shared
+    def __init__(
+        self, out: Path, *, overwrite: bool = False, shared: bool = False, inputs: Sequence[Path] = ()
+    ) -> None:
+        self.out, self.overwrite, self.shared, self.inputs = out, overwrite, shared, inputs
         self.root = out / ".partial"
         self._plan, self._journal = self.root / ".plan.json", self.root / ".commit.json"
 
     def check(self, splits: list[str]) -> None:
-        """Raise `DataError` when a split stands in `out` already, or has a name that no folder should have."""
+        """Raise `DataError` when a split stands in `out` already, or has a name that no folder should have.
+
+        With `overwrite`, only what is a folder of shards may stand there, and nothing that is read.
+        """
         for split in splits:
             if not re.fullmatch(r"[\w+-][\w+.-]*", split):
                 raise DataError(
                     f"split {split!r}: it names a folder, so it must be made of letters, digits, `-`, `_`, `+` "
                     "and `.`, and not begin with a dot"
                 )
-            if os.path.lexists(self.out / split) and not self.overwrite and not self._journal.is_file():
-                raise DataError(
-                    f"{self.out / split}: exists already; give another --out, or --overwrite to replace it"
-                )
+            place = self.out / split
+            if not os.path.lexists(place):
+                continue
+            read = [path for path in self.inputs if path.resolve().is_relative_to(place.resolve())]
+            if read and not place.is_symlink():  # of a link, the target stays
+                raise DataError(f"{place}: is, or holds, what is read, {read[0]}; give another --out")
+            if not _is_replaceable(place):
+                raise DataError(f"{place}: exists already, and is no folder of shards; give another --out")
+            if not self.overwrite and not self._journal.is_file():
+                raise DataError(f"{place}: exists already; give another --out, or --overwrite to replace it")
 
     def __enter__(self) -> "Staging":
         self._created = not self.out.exists()

@@ -4,21 +4,28 @@ Damage is never taken for the end: `tarfile` ends its iteration quietly at a bro
 Nothing is extracted to a disk, links are not followed, so names do no harm, whatever they are.
 """
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any
 
 from shards.errors import DataError
 from shards.members import Member, split_name
 from shards.storage.location import is_remote
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+# not tarfile's own stream mode: it ends with the first of several compressed pieces, and compares no checksum
+_OPEN: dict[str, Callable[..., Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
 
 
 class DamagedTarError(Exception):
@@ -96,27 +103,28 @@ def open_bytes(location: str) -> IO[bytes]:
 def _damage(location: str) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DamagedTarError(str(error)) from None
     except OSError as error:
-        raise DataError(f"{location}: cannot be read ({error.strerror or error})") from None
+        if error.errno is None:  # of a decompressor, not of the system
+            raise DamagedTarError(str(error)) from None
+        raise DataError(f"{location}: cannot be read ({error.strerror})") from None
     except (ValueError, IndexError, OverflowError) as error:  # what tarfile lets through from mangled headers
         raise DamagedTarError(f"a mangled header ({error})") from None
 
 
 def walk(
-    stream: IO[bytes], location: str, wanted: Callable[[str], bool], *, streamed: bool = False
+    stream: IO[bytes], location: str, wanted: Callable[[str], bool], *, packed: bool = False
 ) -> Iterator[RawSample]:
     """Yield the samples of an open tar in order, reading the bytes of members whose extension is `wanted`.
 
-    `streamed` reads front to back alone, and decompresses. Raises `DamagedTarError`.
+    `packed` says that the stream decompresses, so that its length is not known. Raises `DamagedTarError`.
     """
     with _damage(location):
-        length = None if streamed else stream.seek(0, os.SEEK_END)
+        length = None if packed else stream.seek(0, os.SEEK_END)
         if length is not None:
             stream.seek(0)
-        mode: Literal["r|*", "r:"] = "r|*" if streamed else "r:"
-        archive = tarfile.open(fileobj=stream, mode=mode, tarinfo=_StrictInfo)  # noqa: SIM115  closed below
+        archive = tarfile.open(fileobj=stream, mode="r:", tarinfo=_StrictInfo)  # noqa: SIM115  closed below
     with archive:
         key, offset, end = None, 0, 0
         parts: list[Part] = []
@@ -146,14 +154,15 @@ def walk(
             end = info.offset_data + info.size + -info.size % tarfile.BLOCKSIZE
         if key is not None:
             yield RawSample(key, offset, end - offset, tuple(parts))
-        if not streamed:
-            with _damage(location):
-                _check_end(stream, archive.offset)
+        with _damage(location):
+            _check_end(stream, archive.offset)
 
 
 def _check_end(stream: IO[bytes], position: int) -> None:
-    """Behind the end mark stand zeros alone; else it is a hole in the middle of the archive."""
-    stream.seek(position)
+    """Behind the end mark stand zeros alone; else it is a hole in the middle of the archive.
+
+    Reading on to the end of a compressed stream has its checksum compared, too.
+    """
     while data := stream.read(1 << 20):
         if data.count(0) != len(data):
             raise tarfile.ReadError(
@@ -168,11 +177,15 @@ def samples_of(location: str, wanted: Callable[[str], bool]) -> Iterator[RawSamp
     """
     with open_bytes(location) as stream:
         packed = compression(stream)
-        if packed == "zstd":
+        if packed is None:
+            yield from walk(stream, location, wanted)
+            return
+        if packed not in _OPEN:
             raise DataError(
-                f"{location}: compressed by zstd, which cannot be read here; decompress it with `zstd -d`"
+                f"{location}: compressed by {packed}, which cannot be read here; decompress it with `zstd -d`"
             )
-        yield from walk(stream, location, everything if packed else wanted, streamed=packed is not None)
+        with _OPEN[packed](stream) as unpacked:
+            yield from walk(unpacked, location, everything, packed=True)
 
 
 def samples_in(data: bytes) -> list[RawSample]:

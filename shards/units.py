@@ -18,6 +18,8 @@ from shards.staging import UNITS
 from shards.tarwriter import Encoded, encode, writing_shard
 
 SAMPLES_PER_SHARD = 1000
+MOST_SKIPPED = 10_000
+"""Of one unit, beside its records: a source of which nothing is usable must not become one unit in memory."""
 Item = Record | Skipped
 
 
@@ -54,13 +56,16 @@ class Unit:
 
 
 def cut(items: Iterable[Item], records: int) -> Iterator[list[Item]]:
-    """Pieces of `records` records each, with what was skipped before them; the last may be shorter."""
+    """Pieces of `records` records each, with what was skipped before them.
+
+    The last may be shorter, and so may one in which `MOST_SKIPPED` items were skipped.
+    """
     piece: list[Item] = []
     count = 0
     for item in items:
         piece.append(item)
         count += isinstance(item, Record)
-        if count == records:
+        if count == records or len(piece) - count == MOST_SKIPPED:
             yield piece
             piece, count = [], 0
     if piece:
@@ -85,9 +90,7 @@ def write_unit(unit: Unit) -> tuple[str, int]:
     try:
         return _write(unit)
     except OSError as error:  # what cannot be read is skipped, so it is the output
-        raise DataError(
-            f"{unit.root}: cannot be written to ({error.strerror}); finished shards are kept: mend it and repeat"
-        ) from None
+        raise DataError(f"{unit.root}: cannot be written to ({error.strerror}); mend it and repeat") from None
 
 
 def _write(unit: Unit) -> tuple[str, int]:

@@ -122,8 +122,9 @@ def table(
     """Convert a table: CSV, TSV, JSON lines or Parquet, of any length.
 
     Consecutive rows of one image (one id, or else one path) become one sample with all their captions. Images
-    within Parquet may be bytes or {bytes, path}. Rows that cannot be used are left out, by file and line.
-    --key-column and --split-column cost a first pass over the table.
+    within Parquet may be bytes or {bytes, path}; then --seed is refused. Rows that cannot be used are left out, by
+    file and line. --key-column and --split-column cost a pass over the table first, and each split, in each --part,
+    is a pass over all rows.
     """
     from shards.sources.table import read_table
     from shards.sources.table_samples import Columns

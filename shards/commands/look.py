@@ -134,8 +134,5 @@ def _write_json(out: Path, found: object) -> None:
 def _write(out: Path, data: bytes) -> None:
     from shards.atomic import replacing
 
-    try:
-        with replacing(out) as stream:
-            stream.write(data)
-    except OSError as error:
-        raise DataError(f"--out {out}: cannot be written ({error.strerror})") from None
+    with replacing(out) as stream:
+        stream.write(data)

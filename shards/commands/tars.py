@@ -9,13 +9,8 @@ from shards.commands.options import writing_command
 from shards.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from shards.sources.record import Skipped, Source
-    from shards.tools.index import IndexReport
-
-SHOWN = 10
-"""Skipped items named on the terminal; all of them stand in `skipped.jsonl`."""
+    from shards.publish import SplitReport
+    from shards.sources.record import Source
 
 Locations = Annotated[
     list[str],
@@ -52,6 +47,7 @@ def index(
     `image_id` in the JSON, else a hash of the image. Samples without an image or a caption are left out, and
     listed in `skipped.jsonl`. Called again after an interruption, it goes on where it was.
     """
+    from shards.commands.write import show_skipped
     from shards.progress import counted, progress_bar
     from shards.tools.index import Plan, check, index_tars
     from shards.tools.locate import find_tars
@@ -78,7 +74,7 @@ def index(
         return
     with progress_bar("index", len(tars)) as advance:
         report = index_tars(plan, processes=processes, on_shard=lambda: advance(1))
-    _show_skipped(report.skipped)
+    show_skipped(report.first_skipped, report.skipped)
     typer.echo(_summary(plan.out, report))
 
 
@@ -87,7 +83,11 @@ def read_for_reshard(
     split: SplitName = None,
     dataset: DatasetName = None,
     skip_damaged: Annotated[
-        bool, typer.Option("--skip-damaged", help="Of damaged tars, take what stands before the damage.")
+        bool,
+        typer.Option(
+            "--skip-damaged",
+            help="Of damaged tars, take what stands before the damage; of compressed ones, before where it shows.",
+        ),
     ] = False,
 ) -> "Source":
     """Write tars anew as shards with a manifest: other sizes, another order, smaller images.
@@ -106,17 +106,10 @@ def read_for_reshard(
 reshard = writing_command(read_for_reshard)
 
 
-def _summary(folder: Path, report: "IndexReport") -> str:
+def _summary(folder: Path, report: "SplitReport") -> str:
     from shards.progress import counted
 
-    left_out = f", {len(report.skipped):,} skipped (see skipped.jsonl)" if report.skipped else ""
+    left_out = f", {report.skipped:,} skipped (see skipped.jsonl)" if report.skipped else ""
     counts = [(report.samples, "sample"), (report.captions, "caption"), (report.shards, "shard")]
     listed = ", ".join(counted(number, noun) for number, noun in counts)
     return f"{folder}: {listed}, {report.bytes / 1e6:,.1f} MB{left_out}"
-
-
-def _show_skipped(skipped: "Sequence[Skipped]") -> None:
-    for item in skipped[:SHOWN]:
-        typer.echo(f"skipped {item.name}: {item.reason}", err=True)
-    if len(skipped) > SHOWN:
-        typer.echo(f"skipped {len(skipped) - SHOWN:,} more", err=True)

@@ -1,7 +1,6 @@
 """A source -> finished splits, with what the user is told on the way."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -29,8 +28,15 @@ def write_source(source: Source, writing: Writing) -> None:
     Raises `DataError`; what was finished by then stays, and the message tells how to go on.
     """
     names = [split.name for split in source.splits]
-    staging = Staging(writing.out, overwrite=writing.overwrite, shared=writing.part is not None)
+    staging = Staging(
+        writing.out, overwrite=writing.overwrite, shared=writing.part is not None, inputs=source.inputs
+    )
     staging.check(names)
+    if source.in_order and writing.options.seed is not None:
+        raise DataError(
+            f"--seed: images within Parquet are read front to back; convert without it, and shuffle what was "
+            f"written: itm shards reshard {writing.out} --seed {writing.options.seed} --out ..."
+        )
     for split in source.splits:
         _check_usable(split)
     if writing.dry_run:
@@ -83,7 +89,7 @@ def merge_parts(out: Path, overwrite: bool, dry_run: bool) -> None:
 def tell_published(out: Path, reports: dict[str, SplitReport]) -> None:
     """Name what was skipped, and a line a split."""
     for name, report in reports.items():
-        _show_skipped(report.first_skipped, report.skipped)
+        show_skipped(report.first_skipped, report.skipped)
         skipped = f", {report.skipped:,} skipped (see skipped.jsonl)" if report.skipped else ""
         counts = f"{report.samples:,} images, {report.captions:,} captions, {_shards(report.shards)}"
         typer.echo(f"{out / name}: {counts}, {report.bytes / 1e6:,.1f} MB{skipped}")
@@ -107,7 +113,7 @@ def _forecast(split: Split, options: Options) -> str:
         raise DataError(
             f"split {split.name}: none of the first {len(loaded) or len(seen):,} samples is usable{first}"
         )
-    _show_skipped(faults, len(faults))
+    show_skipped(faults, len(faults))
     if split.count is None:
         return f"an unknown number of samples; of the first {len(seen):,}, {len(skipped):,} would be skipped"
     shards = _shards(-(-split.count // options.samples_per_shard))
@@ -147,9 +153,6 @@ def _kept(staging: Staging, names: Sequence[str]) -> Iterator[None]:
         yield
     except (DataError, OSError) as error:
         raise DataError("; ".join(filter(None, [str(error), hint()]))) from error
-    except BrokenProcessPool:
-        told = "a worker process died, most likely for want of memory; try fewer --processes"
-        raise DataError("; ".join(filter(None, [told, hint()]))) from None
     except KeyboardInterrupt:
         typer.echo(hint() or "nothing was finished yet", err=True)
         raise
@@ -159,7 +162,7 @@ def _shards(count: int) -> str:
     return f"{count:,} shard{'s' * (count != 1)}"
 
 
-def _show_skipped(first: Sequence[Skipped], count: int) -> None:
+def show_skipped(first: Sequence[Skipped], count: int) -> None:
     """Name the first few of `count` items that were left out; all of them stand in `skipped.jsonl`."""
     for item in first[:NAMED]:
         typer.echo(f"skipped {item.name}: {item.reason}", err=True)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import DataError
+from shards.sources.images import check_images, read_image
 from shards.sources.karpathy import read_assignment
-from shards.sources.listed import Splits, check_images, listed_source
+from shards.sources.listed import Splits, listed_source
 from shards.sources.record import Record, Skipped, Source
 from shards.sources.text import (
     check_split_name,
@@ -77,14 +78,15 @@ def read_coco(
         "karpathy": file_identity(karpathy) if karpathy else None,
         "split": split,
     }
-    return listed_source("coco", splits, identity, ", ".join(map(str, annotations)))
+    inputs = (*annotations, *images, *([karpathy] if karpathy else []))
+    return listed_source("coco", splits, identity, inputs, ", ".join(map(str, annotations)))
 
 
 def _split_of(path: Path) -> str:
-    found = re.search(r"train|val|test", path.stem)
-    if found is None:
+    found = set(re.findall(r"(?:^|[_.-])(train|val|test)(?=[\d_.-]|$)", path.stem))
+    if len(found) != 1:
         raise DataError(f"--annotations {path}: the file's name tells no split; give --split or --karpathy")
-    return found[0]
+    return str(found.pop())
 
 
 def _read_file(path: Path, folder: Path, found: dict[int, _Image]) -> list[Skipped]:
@@ -149,6 +151,6 @@ def _items(image_id: int, image: _Image) -> list[Record | Skipped]:
     if not captions or not is_unicode(name):
         reason = "the file name is not valid UTF-8" if captions else "the image has no usable caption"
         return [*skipped, Skipped(name, reason)]
-    load = partial(Path.read_bytes, image.folder / name)
+    load = partial(read_image, image.folder, name)
     caption_ids = tuple(pairs[place][0] for place in places)
     return [*skipped, Record(key_of_name(name), image_id, tuple(captions), load, caption_ids=caption_ids)]

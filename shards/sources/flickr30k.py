@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from shards.errors import DataError
+from shards.sources.images import check_images, read_image
 from shards.sources.karpathy import read_assignment
-from shards.sources.listed import Splits, check_images, listed_source
+from shards.sources.listed import Splits, listed_source
 from shards.sources.record import Record, Skipped, Source
 from shards.sources.text import (
     check_split_name,
@@ -75,7 +76,8 @@ def read_flickr30k(
         "karpathy": file_identity(karpathy) if karpathy else None,
     }
     dataset = "flickr8k" if "8k" in token.name.lower() else "flickr30k"
-    return listed_source(dataset, splits, identity, str(token))
+    inputs = (token, images, *(lists or {}).values(), *([karpathy] if karpathy else []))
+    return listed_source(dataset, splits, identity, inputs, str(token))
 
 
 def _read_token(path: Path) -> tuple[_Captions, list[Skipped]]:
@@ -112,5 +114,5 @@ def _items(name: str, image_id: int, pairs: list[tuple[int, str]], images: Path)
     if not captions or not is_unicode(name):
         reason = "the file name is not valid UTF-8" if captions else "the image has no usable caption"
         return [*skipped, Skipped(name, reason)]
-    load = partial(Path.read_bytes, images / name)
+    load = partial(read_image, images, name)
     return [*skipped, Record(key_of_name(name), image_id, tuple(captions), load)]

@@ -9,16 +9,16 @@ files and files of other kinds are passed over.
 
 import hashlib
 import os
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from shards.errors import DataError
 from shards.members import IMAGE_EXTENSIONS
+from shards.repeats import Repeats
+from shards.seen import hash64
+from shards.sources.images import read_image
 from shards.sources.record import Record, Skipped, Source, Split
 from shards.sources.stream import Stream
 from shards.sources.text import (
@@ -35,10 +35,10 @@ from shards.sources.text import (
 def read_folder(root: Path, splits: list[str] | None = None, split: str = "train") -> Source:
     """Read a folder as one split, or its sub-folders `splits` as one each.
 
-    The names are listed once here, for their count and a digest that an interrupted conversion is compared by;
-    captions are read as the records are made. Images without captions, captions without image and a second
-    image of a name (`a.jpg`, `a.png`) are listed as skipped. Raises `DataError` for a missing folder, and when
-    the names of two images give one key.
+    The names are listed once here, for their count and a digest of them and of the caption files' sizes and times,
+    which an interrupted conversion is compared by; captions are read as the records are made. Images without
+    captions, captions without image and a second image of a name (`a.jpg`, `a.png`) are listed as skipped. Raises
+    `DataError` for a missing folder, and when the names of two images give one key.
     """
     if not root.is_dir():
         raise DataError(f"--root {root}: no such folder")
@@ -47,10 +47,10 @@ def read_folder(root: Path, splits: list[str] | None = None, split: str = "train
         if splits and not (root / name).is_dir():
             there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none"
             raise DataError(f"--splits: {root} has no sub-folder {name}; those that are there: {there}")
+    folders = {name: root / name if splits else root for name in splits or [split]}
     found = []
     digests = {}
-    for name in splits or [split]:
-        folder = root / name if splits else root
+    for name, folder in folders.items():
         survey = _survey(folder)
         digests[name] = survey.digest
         found.append(Split(name, Stream(partial(_items, folder)), survey.images))
@@ -59,7 +59,7 @@ def read_folder(root: Path, splits: list[str] | None = None, split: str = "train
             f"{root}: no image has a file of captions beside it; expected 0001.jpg with 0001.txt or .json"
         )
     identity: dict[str, object] = {"format": "folder", "root": str(root.absolute()), "names": digests}
-    return Source(root.absolute().name, found, identity)
+    return Source(root.absolute().name, found, identity, tuple(folders.values()))
 
 
 @dataclass
@@ -111,17 +111,18 @@ def _walk(
 
 def _survey(root: Path) -> _Survey:
     digest = hashlib.sha256()
-    keys = array("Q")  # 8 bytes an image, where a set of names would take a hundred
+    keys = Repeats()
     for stem, files in _walk(root):
         digest.update(f"{stem}\0{files}\0".encode(errors="surrogateescape"))
         if files.images and files.captions:
-            keys.append(_hash(key_of_name(f"{stem}.x")))
-    values, counts = np.unique(np.frombuffer(keys, np.uint64), return_counts=True)
-    if twice := set(values[counts > 1].tolist()):
+            # a caption file that was mended since makes a record of what was skipped, and moves all that follow
+            digest.update(repr(_state(root / os.path.dirname(stem) / files.captions[0])).encode())  # noqa: PTH120
+            keys.add(key_of_name(f"{stem}.x"))
+    if twice := keys.found():
         names = [
             stem
             for stem, files in _walk(root)
-            if files.images and files.captions and _hash(key_of_name(f"{stem}.x")) in twice
+            if files.images and files.captions and hash64(key_of_name(f"{stem}.x")) in twice
         ]
         first = key_of_name(f"{names[0]}.x")
         same = [name for name in names if key_of_name(f"{name}.x") == first]
@@ -129,8 +130,12 @@ def _survey(root: Path) -> _Survey:
     return _Survey(len(keys), digest.hexdigest())
 
 
-def _hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest(), "big")
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:  # such as a link to nowhere: told when it is read
+        return None
+    return state.st_size, state.st_mtime_ns
 
 
 def _items(root: Path) -> Iterator[Record | Skipped]:
@@ -162,7 +167,7 @@ def _pair(root: Path, folder: str, stem: str, files: _Stem) -> Iterator[Record |
     _, captions, skipped = clean_captions(texts, name)
     yield from skipped
     if captions:
-        load = partial(Path.read_bytes, root / name)
+        load = partial(read_image, root, name)
         yield Record(key_of_name(f"{stem}.x"), image_id, tuple(captions), load)
     else:
         yield Skipped(name, "the image has no usable caption")

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import DataError
-from shards.sources.listed import Splits, check_images, listed_source
+from shards.sources.images import check_images, read_image
+from shards.sources.listed import Splits, listed_source
 from shards.sources.record import Record, Skipped, Source
 from shards.sources.text import (
     clean_captions,
@@ -36,21 +37,15 @@ def read_karpathy(annotations: Path, images: Path) -> Source:
     check_images(images)
     document, entries = _document(annotations, "--annotations")
     splits: Splits = {}
-    keys: set[tuple[str, str]] = set()
     for number, entry in enumerate(entries):
         where = f"{annotations}: images[{number}]"
         split, items = _items(entry, number, images, where)
-        for record in (item for item in items if isinstance(item, Record)):
-            if (split, record.key) in keys:
-                raise DataError(
-                    f"{where}: a second image named {record.key} in split {split}; names must be unique"
-                )
-            keys.add((split, record.key))
         splits.setdefault(split, []).extend(items)
     return listed_source(
         str(document.get("dataset", annotations.stem)),
         splits,
         {"format": "karpathy", "annotations": file_identity(annotations), "images": str(images.absolute())},
+        (annotations, images),
         str(annotations),
     )
 
@@ -120,7 +115,7 @@ def _items(entry: Any, number: int, images: Path, where: str) -> tuple[str, list
         reason = "the file name is not valid UTF-8" if captions else "the image has no usable caption"
         return split, [*skipped, Skipped(filename, reason)]
     ids = [sentences[place].get("sentid") for place in places]
-    load = partial(Path.read_bytes, images / folder / filename)
+    load = partial(read_image, images, Path(folder, filename))
     caption_ids = tuple(ids) if all(isinstance(one, int) for one in ids) else ()
     record = Record(key_of_name(filename), image_id, tuple(captions), load, caption_ids=caption_ids)
     return split, [*skipped, record]

@@ -8,7 +8,9 @@ from shards.sources.record import Record, Skipped, Source, Split
 Splits = dict[str, list[Record | Skipped]]
 
 
-def listed_source(dataset: str, splits: Splits, identity: dict[str, object], where: str) -> Source:
+def listed_source(
+    dataset: str, splits: Splits, identity: dict[str, object], inputs: tuple[Path, ...], where: str
+) -> Source:
     """A source of lists. `where` names the annotations in messages.
 
     Raises `DataError` when two images of one split have the same key, or when nothing is usable at all.
@@ -20,7 +22,7 @@ def listed_source(dataset: str, splits: Splits, identity: dict[str, object], whe
         first = [item for items in splits.values() for item in items if isinstance(item, Skipped)][:1]
         reason = "".join(f"; the first left out: {item.name}: {item.reason}" for item in first)
         raise DataError(f"{where}: no image has a usable caption{reason}")
-    return Source(dataset, [Split(name, items, counts[name]) for name, items in splits.items()], identity)
+    return Source(dataset, [Split(name, items, counts[name]) for name, items in splits.items()], identity, inputs)
 
 
 def _check_keys(items: list[Record | Skipped], split: str, where: str) -> None:
@@ -33,9 +35,3 @@ def _check_keys(items: list[Record | Skipped], split: str, where: str) -> None:
                     "(dots, slashes and spaces count as `_`)"
                 )
             keys.add(item.key)
-
-
-def check_images(images: Path) -> None:
-    """Raise `DataError` when the folder of images is not there."""
-    if not images.is_dir():
-        raise DataError(f"--images {images}: no such folder")

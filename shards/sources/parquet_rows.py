@@ -48,7 +48,7 @@ def parquet_rows(path: Path, wanted: list[str], image: str) -> Iterator[Row]:
                         values[image] = partial(_cell, path, group, row, column)
                     yield Row(path, f"row {number}", values)
                     number += 1
-            except pa.ArrowException as error:
+            except (OSError, pa.ArrowException) as error:  # Arrow tells of damage by either
                 raise DataError(f"--table {path}: cannot be read from row {number} on ({error})") from None
 
 
@@ -89,7 +89,7 @@ _images = lru_cache(maxsize=2)(_Images)
 def _cell(path: Path, group: int, row: int, column: str) -> bytes:
     try:
         value = _images(path, group, column).read(row)
-    except (DataError, pa.ArrowException) as error:
+    except pa.ArrowException as error:
         raise ValueError(f"{path}: {error}") from None
     if value is None:
         raise ValueError("the table holds no bytes for it")

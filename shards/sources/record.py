@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,8 @@ class Record:
 
     `load` returns the encoded image bytes (JPEG, PNG, ...), `regions` the region features; at least one is
     given. They are called in a worker process, so they must be picklable, for example
-    `functools.partial(Path.read_bytes, path)`; they may raise `OSError` or `ValueError`.
+    `functools.partial(Path.read_bytes, path)`; they may raise `OSError` or `ValueError` where this
+    sample cannot be read, `DataError` where none can.
     """
 
     key: str
@@ -58,3 +60,7 @@ class Source:
     identity: dict[str, object] = field(default_factory=dict)
     """What decides the records, as JSON: files with their sizes and times, and options. An interrupted
     conversion goes on only where it is the same."""
+    inputs: tuple[Path, ...] = ()
+    """Files and folders that the records are read from; what is written replaces none of them."""
+    in_order: bool = False
+    """Whether records can be loaded in the source's order alone, or else each at the price of many."""

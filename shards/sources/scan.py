@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from shards.decoding import DecodeError, decoding
 from shards.errors import DataError
-from shards.sources.listed import Splits, check_images, listed_source
+from shards.sources.images import check_images, read_image
+from shards.sources.listed import Splits, listed_source
 from shards.sources.record import Record, Regions, Skipped, Source
 from shards.sources.text import clean_captions, describe, file_identity, is_int64, is_unicode, open_text, read_json
 
@@ -55,12 +57,20 @@ def read_scan(
         raise DataError(f"--splits: {root} has no {missing[0]}_ims.npy; those that are there: {', '.join(there)}")
     if images is not None:
         check_images(images)
-    mapping = _mapping(root, required=images is not None)
+    mapping: dict[str, str] = {}
+    files = []
+    if images is not None:
+        path = _mapping_file(root)
+        mapping = _mapping(path)
+        files.append(file_identity(path))
     found: Splits = {}
     layouts: dict[str, str] = {}
-    files = []
     for name in splits or there:
         split = RENAMED.get(name, name)
+        if split in found:
+            raise DataError(
+                f"--root {root}: {name} would be a second split {split}; name those to take with --splits"
+            )
         found[split], layout = _read_split(root, name, images, mapping, captions_each)
         layouts[split] = str(layout)
         suffixes = ("ims.npy", "caps.txt", "ids.txt")
@@ -72,7 +82,8 @@ def read_scan(
         "images": str(images.absolute()) if images else None,
         "layouts": layouts,
     }
-    return listed_source(root.absolute().name, found, identity, str(root))
+    inputs = (root, *([images] if images else []))
+    return listed_source(root.absolute().name, found, identity, inputs, str(root))
 
 
 def _read_split(
@@ -102,7 +113,7 @@ def _read_split(
             if file is None or not is_unicode(file):
                 items.append(Skipped(where, f"{MAPPING} names no usable file for the image id {ids[number]}"))
                 continue
-            load = partial(Path.read_bytes, images / file)
+            load = partial(read_image, images, file)
         key = f"{RENAMED.get(name, name)}-{number:06d}"
         items.append(Record(key, ids[number], tuple(captions), load, partial(_regions, path, row)))
     return items, layout
@@ -147,13 +158,15 @@ def _ids(path: Path, layout: _Layout) -> list[int]:
     return ids
 
 
-def _mapping(root: Path, *, required: bool) -> dict[str, str]:
-    """Image id, as a text, -> image file; from an object, or from a list by place."""
+def _mapping_file(root: Path) -> Path:
     path = next((one for one in (root / MAPPING, root.parent / MAPPING) if one.is_file()), None)
-    if not required:
-        return {}
     if path is None:
         raise DataError(f"--images: {MAPPING}, which names the image files, is neither in {root} nor above it")
+    return path
+
+
+def _mapping(path: Path) -> dict[str, str]:
+    """Image id, as a text, -> image file; from an object, or from a list by place."""
     document = read_json(path)
     pairs = dict(enumerate(document)) if isinstance(document, list) else document
     if not isinstance(pairs, dict) or not all(isinstance(name, str) for name in pairs.values()):
@@ -163,13 +176,14 @@ def _mapping(root: Path, *, required: bool) -> dict[str, str]:
 
 def _open(path: Path) -> npt.NDArray[np.generic]:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with decoding():
+            array = np.lib.format.open_memmap(path, mode="r")
+    except DecodeError as error:
         raise DataError(f"{path}: cannot be read as an array ({error})") from None
-    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or array.dtype.kind != "f" or not array.size:
-        kind = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+    if array.ndim not in (2, 3) or array.dtype.kind != "f" or not array.size:
         raise DataError(
-            f"{path}: floating-point numbers of shape (N, regions, features) are expected, found {kind}"
+            f"{path}: floating-point numbers of shape (N, regions, features) are expected, found "
+            f"{array.dtype} {array.shape}"
         )
     return array
 
@@ -178,11 +192,11 @@ _mapped = lru_cache(maxsize=4)(_open)
 
 
 def _regions(path: Path, row: int) -> Regions:
-    """(R, F) float32; a row of an (N, F) array is one region. Raises `ValueError` for NaN and infinities."""
-    try:
-        values = np.asarray(_mapped(path)[row], np.float32)
-    except DataError as error:
-        raise ValueError(str(error)) from None
+    """(R, F) float32; a row of an (N, F) array is one region. Raises `ValueError` for NaN and infinities.
+
+    Raises `DataError` when the file is gone since.
+    """
+    values = np.asarray(_mapped(path)[row], np.float32)
     if not np.isfinite(values).all():
         raise ValueError(f"row {row} of {path.name} holds NaN or infinity")
     return np.atleast_2d(values)

@@ -2,20 +2,18 @@
 
 The image column holds paths or, in Parquet, the encoded bytes, plain or as {bytes, path}. Consecutive rows of one
 image are one sample with all their captions: rows of one image id where there is such a column, else rows of one
-path. Rows are read one after another and never held; only a key or split column costs a first pass over the table,
-and 8 bytes a sample.
+path. Rows are read one after another and never held. A key or a split column costs a pass over the table first, and
+8 bytes a sample; each split is then a pass over all rows.
 """
 
-import hashlib
-from array import array
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from shards.errors import DataError
-from shards.sources.listed import check_images
+from shards.repeats import Repeats
+from shards.seen import hash64
+from shards.sources.images import check_images
 from shards.sources.parquet_rows import bytes_column, open_parquet
 from shards.sources.record import Record, Skipped, Source, Split
 from shards.sources.stream import Stream
@@ -57,12 +55,17 @@ def read_table(
         "layout": vars(layout),
         "split": split,
     }
+    if next(table_samples(table), None) is None:
+        raise DataError(f"{', '.join(map(str, table.files[:3]))}: no row, only the names of the columns")
     counts: Mapping[str, int | None] = {split: _count(table)}
     if columns.key or columns.split:
         counts = _survey(table)
     first = next(iter(counts))
     splits = [Split(name, Stream(partial(_items, table, name, name == first)), n) for name, n in counts.items()]
-    return Source(tables[0].absolute().stem, splits, identity)
+    inputs = (*table.files, *([images] if images else []))
+    return Source(
+        tables[0].absolute().stem, splits, identity, inputs, any(_holds_images(path, table) for path in table.files)
+    )
 
 
 def _files(tables: list[Path]) -> Iterator[Path]:
@@ -99,42 +102,42 @@ def _count(table: Table) -> int | None:
     """The number of samples where each row is one, None where only reading tells."""
     rows = 0
     for path in table.files:
-        if path.suffix.lower() not in PARQUET or table.columns.image_id:
+        if table.columns.image_id or not _holds_images(path, table):
             return None
         with open_parquet(path) as file:
-            if bytes_column(file.schema_arrow, table.columns.image) is None:
-                return None
             rows += file.metadata.num_rows
     return rows
 
 
+def _holds_images(path: Path, table: Table) -> bool:
+    if path.suffix.lower() not in PARQUET:
+        return False
+    with open_parquet(path) as file:
+        return bytes_column(file.schema_arrow, table.columns.image) is not None
+
+
 def _survey(table: Table) -> dict[str, int]:
     """The number of samples a split, from a pass over the table; no key may stand twice in a split."""
-    hashes: dict[str, array[int]] = {}
+    keys: dict[str, Repeats] = {}
     reason = ""
     for name, item in table_samples(table):
         if isinstance(item, Skipped):
             reason = reason or f"; the first left out: {item.name}: {item.reason}"
             continue
-        hashes.setdefault(name, array("Q")).append(_hash(item.key))
-        if len(hashes) > MOST_SPLITS:
+        keys.setdefault(name, Repeats()).add(item.key)
+        if len(keys) > MOST_SPLITS:
             raise DataError(f"--split-column {table.columns.split}: more than {MOST_SPLITS} different splits in it")
-    if not hashes:
+    if not keys:
         raise DataError(f"{table.files[0]}: no usable row{reason}")
-    for name, found in hashes.items():
-        values, counts = np.unique(np.frombuffer(found, np.uint64), return_counts=True)
-        if twice := set(values[counts > 1].tolist()):
+    for name, found in keys.items():
+        if twice := found.found():
             samples = (item for where, item in table_samples(table) if where == name and isinstance(item, Record))
-            key = next(item.key for item in samples if _hash(item.key) in twice)
+            key = next(item.key for item in samples if hash64(item.key) in twice)
             raise DataError(
                 f"--key-column {table.columns.key}: two samples of split {name} have the key {key} (rows of one "
                 "image must follow each other)"
             )
-    return {name: len(found) for name, found in hashes.items()}
-
-
-def _hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+    return {name: len(found) for name, found in keys.items()}
 
 
 def _items(table: Table, split: str, orphans: bool) -> Iterator[Record | Skipped]:

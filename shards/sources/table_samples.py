@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import DataError
+from shards.sources.images import read_image
 from shards.sources.parquet_rows import parquet_rows
 from shards.sources.record import Record, Skipped
 from shards.sources.text import clean_captions, describe, is_int64, is_split_name, is_unicode, safe_key
@@ -160,7 +161,7 @@ def _finish(group: _Group, table: Table) -> Iterator[Record | Skipped]:
     if captions:
         load = group.image
         if isinstance(load, str):
-            load = partial(Path.read_bytes, (table.images or group.row.path.parent) / load)
+            load = partial(read_image, table.images or group.row.path.parent, load)
         yield Record(group.key, group.image_id, tuple(captions), load)
     else:
         yield Skipped(group.row.where, "the image has no usable caption")

@@ -1,29 +1,23 @@
 """Tars with samples, of ours or of others, with a manifest or without -> a source, to be written anew."""
 
 import hashlib
-import io
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from shards.errors import DataError
 from shards.manifest import IMAGE, MANIFEST, REGIONS, Manifest, read_index, read_manifest
 from shards.members import REGIONS as REGIONS_MEMBER
 from shards.members import is_image, is_label, label_of
+from shards.regions import decode_regions
+from shards.seen import Seen
 from shards.sources.record import Record, Regions, Skipped, Source, Split
-from shards.sources.text import file_identity
-from shards.tarwalk import DamagedTarError, Part, RawSample, samples_of
+from shards.sources.text import file_identity, safe_key
+from shards.tarwalk import DamagedTarError, Part, RawSample, open_bytes, samples_of
 from shards.tools.indexed import indexed_samples
 from shards.tools.locate import find_tars
 from shards.tools.scan import fault_of, guess_holds_of
-from shards.tools.seen import Seen
-
-_UNFIT = re.compile(r"[./\\\s]")
-"""What a record's key may not hold."""
 
 
 def read_tars(
@@ -52,7 +46,12 @@ def read_tars(
         dataset or "+".join(datasets),
         [Split(name, _Indexed(each), each.num_samples) for name, each in zip(names, manifests, strict=True)],
         {"format": "tars", "manifests": [manifest.fingerprint for manifest in manifests]},
+        (*folders, *{folder for manifest in manifests for folder in _tar_folders(manifest)}),
     )
+
+
+def _tar_folders(manifest: Manifest) -> set[Path]:
+    return {Path(manifest.shard_location(shard)).parent for shard in range(len(manifest.names))}
 
 
 def _with_manifest(location: str) -> list[Path]:
@@ -70,6 +69,7 @@ def _plain(tars: list[Path], split: str | None, dataset: str | None, skip_damage
         dataset or folder.parent.name,
         [Split(split, _Plain(tars, skip_damaged))],
         {"format": "tars", "tars": state, "skip_damaged": skip_damaged},
+        tuple(tars),
     )
 
 
@@ -82,7 +82,7 @@ class _Keys:
 
     def __call__(self, name: str) -> str:
         self._count += 1
-        key = _UNFIT.sub("_", name)
+        key = safe_key(name)
         if not self._seen.add(key):
             key = f"{key}-{self._count}"
             while not self._seen.add(key):
@@ -151,7 +151,7 @@ def _record(
         image_id=label.image_id if image_id is None else image_id,
         captions=tuple(label.captions),
         load=_reader(image, location) if image and IMAGE in holds else None,
-        regions=partial(_array, _reader(regions, location)) if regions and REGIONS in holds else None,
+        regions=partial(_regions, _reader(regions, location)) if regions and REGIONS in holds else None,
         caption_ids=label.caption_ids,
     )
 
@@ -163,11 +163,16 @@ def _reader(part: Part, location: str) -> Callable[[], bytes]:
 
 
 def _read(location: str, start: int, size: int) -> bytes:
-    with Path(location).open("rb") as stream:
-        stream.seek(start)
-        return stream.read(size)
+    try:
+        with open_bytes(location) as stream:
+            stream.seek(start)
+            data = stream.read(size)
+    except OSError as error:
+        raise DataError(f"{location}: cannot be read ({error.strerror}); mend it and repeat") from None
+    if len(data) != size:
+        raise DataError(f"{location}: shorter than when it was listed; convert it anew")
+    return data
 
 
-def _array(read: Callable[[], bytes]) -> Regions:
-    array: Regions = np.load(io.BytesIO(read()), allow_pickle=False)
-    return array
+def _regions(read: Callable[[], bytes]) -> Regions:
+    return decode_regions(read())

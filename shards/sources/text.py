@@ -87,7 +87,7 @@ def file_identity(path: Path) -> dict[str, object]:
 def read_json(path: Path, option: str = "--annotations") -> Any:
     """Read a UTF-8 JSON file. Raises `DataError` naming `option`, or the place of the fault."""
     try:
-        return json.loads(path.read_bytes().decode("utf-8"))
+        return json.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{option} {path}: no such file") from None
     except IsADirectoryError:
@@ -100,6 +100,8 @@ def read_json(path: Path, option: str = "--annotations") -> Any:
         ) from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise DataError(f"{path}: not JSON that can be read ({error})") from None
 
 
 def describe(value: Any) -> str:

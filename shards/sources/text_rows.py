@@ -49,12 +49,13 @@ def text_columns(path: Path, layout: TextLayout) -> list[str]:
     """The columns that the file has; of JSON lines, those of its first line."""
     if path.suffix.lower() in JSON_LINES:
         with open_text(path, "--table") as stream:
-            first = next(filter(str.strip, stream), "")
-        value = _parse_json(first)
+            first = next(filter(str.strip, stream), None)
+        if first is None:
+            raise DataError(f"{path}: the file is empty; one JSON object a line is needed")
+        value = _parse_json(first.rstrip("\r\n"))
         if not isinstance(value, dict):
-            raise DataError(
-                f"{path}: not JSON lines: the first line is {describe(value)}; one object a line is needed"
-            )
+            found = value if isinstance(value, _NotJson) else describe(value)
+            raise DataError(f"{path}: not JSON lines: the first line is {found}; one object a line is needed")
         return list(value)
     if layout.columns:
         open_text(path, "--table").close()
@@ -83,21 +84,28 @@ def text_rows(path: Path, wanted: list[str], layout: TextLayout) -> Iterator[Row
         if not layout.columns:
             next(reader)
         while True:
-            line = f"line {reader.line_num + 1}"
+            first = reader.line_num + 1
+            line = f"line {first}"
             where = f"{path}: {line}"
             try:
                 fields = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Skipped(where, f"not a row of CSV ({error})")
+                yield Skipped(where, f"not a row of CSV ({error}){_span(first, reader.line_num)}")
                 continue
             if not fields:
                 continue
             if len(fields) != len(columns):
-                yield Skipped(where, f"{len(fields)} fields, but the table has {len(columns)} columns")
+                fault = f"{len(fields)} fields, but the table has {len(columns)} columns"
+                yield Skipped(where, fault + _span(first, reader.line_num))
                 continue
             yield Row(path, line, {name: fields[place] for name, place in places.items()})
+
+
+def _span(first: int, last: int) -> str:
+    """What else is lost with a row: an open quote may swallow hundreds of them."""
+    return f"; lines {first} to {last} were read as one row: is a quote left open?" if last > first else ""
 
 
 def _reader(path: Path, layout: TextLayout, stream: IO[str]) -> "Reader":
@@ -117,7 +125,7 @@ def _json_rows(path: Path, wanted: list[str]) -> Iterator[Row | Skipped]:
             if isinstance(value, dict):
                 yield Row(path, f"line {number}", {name: value.get(name) for name in wanted})
             elif isinstance(value, _NotJson):
-                yield Skipped(where, f"not JSON at column {value.column}: {value.reason}")
+                yield Skipped(where, str(value))
             else:
                 yield Skipped(where, f"an object is expected, found {describe(value)}")
 
@@ -127,11 +135,14 @@ class _NotJson:
     column: int
     reason: str
 
+    def __str__(self) -> str:
+        return f"not JSON at column {self.column}: {self.reason}"
+
 
 def _parse_json(line: str) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
         return _NotJson(error.colno, error.msg)
-    except RecursionError:
-        return _NotJson(1, "nested too deeply")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        return _NotJson(1, str(error))

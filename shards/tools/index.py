@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from shards.atomic import replacing
 from shards.errors import DataError
 from shards.manifest import MANIFEST, SHARD_SCHEMA, SHARD_TABLE, Rows, index_name, write_index, write_manifest
 from shards.parallel import ordered_map
+from shards.publish import SKIPPED, SplitReport
 from shards.sources.record import Skipped
 from shards.tarwalk import DamagedTarError
 from shards.tools.locate import unique_names
@@ -48,17 +49,6 @@ class Plan:
     """Replace a manifest that stands in `out`."""
 
 
-@dataclass
-class IndexReport:
-    """What was indexed, and what was left out."""
-
-    samples: int = 0
-    captions: int = 0
-    shards: int = 0
-    bytes: int = 0
-    skipped: list[Skipped] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class _Job:
     tar: Path
@@ -77,7 +67,7 @@ def check(plan: Plan) -> None:
         raise DataError(f"{plan.out}: has a {MANIFEST} already; give another --out, or --overwrite to replace it")
 
 
-def index_tars(plan: Plan, *, processes: int = 1, on_shard: Callable[[], None] = lambda: None) -> IndexReport:
+def index_tars(plan: Plan, *, processes: int = 1, on_shard: Callable[[], None] = lambda: None) -> SplitReport:
     """Scan the tars and write the manifest. Raises `DataError` when tars are damaged or nothing can be used."""
     check(plan)
     with _staging(plan.out) as staging:
@@ -86,11 +76,9 @@ def index_tars(plan: Plan, *, processes: int = 1, on_shard: Callable[[], None] =
         jobs = [
             _Job(tar, name, staging, settings) for tar, name in zip(plan.tars, unique_names(plan.tars), strict=True)
         ]
-        notes = []
-        for note in ordered_map(_index, jobs, processes, chunk=1):
-            notes.append(note)
+        for _ in ordered_map(_index, jobs, processes, chunk=1):
             on_shard()
-        report, rows = _join(plan, jobs, notes)
+        report, rows = _join(plan, jobs, staging)
         (staging / PUBLISHING).touch()
         _publish(plan, staging, holds, report, rows)
         return report
@@ -119,14 +107,14 @@ def _staging(out: Path) -> Iterator[Path]:
                     out.rmdir()
 
 
-def _index(job: _Job) -> dict[str, Any]:
+def _index(job: _Job) -> None:
     """Scan a tar, write its index and then its note; both stay where the note is of this very tar."""
     state = job.tar.stat()
     what = {"tar": str(job.tar.absolute()), "bytes": state.st_size, "mtime_ns": state.st_mtime_ns, **job.settings}
     if job.note.is_file():
         found: dict[str, Any] = json.loads(job.note.read_bytes())
         if found["what"] == what and (not (found["row"] or {}).get("samples") or _is_written(job)):
-            return found
+            return
     note: dict[str, Any] = {"what": what, "damaged": None, "row": None, "skipped": []}
     try:
         found_ = scan(str(job.tar), tuple(job.settings["holds"]), decode=job.settings["decode"])
@@ -145,7 +133,6 @@ def _index(job: _Job) -> dict[str, Any]:
         }
     with replacing(job.note) as stream:
         stream.write(json.dumps(note).encode())
-    return note
 
 
 def _is_written(job: _Job) -> bool:
@@ -154,36 +141,45 @@ def _is_written(job: _Job) -> bool:
     return moved or (job.staging / index).is_file()
 
 
-def _join(plan: Plan, jobs: list[_Job], notes: list[dict[str, Any]]) -> tuple[IndexReport, Rows]:
-    """The report, and the shard table of the tars that hold a sample."""
-    report = IndexReport()
+def _notes(jobs: list[_Job]) -> Iterator[tuple[_Job, dict[str, Any]]]:
+    # from the disk, one at a time: what was skipped may be much
+    return ((job, json.loads(job.note.read_bytes())) for job in jobs)
+
+
+def _join(plan: Plan, jobs: list[_Job], staging: Path) -> tuple[SplitReport, Rows]:
+    """The report, and the shard table of the tars that hold a sample; lists in `staging` what was skipped."""
+    report = SplitReport()
     rows: Rows = {column: [] for column in SHARD_SCHEMA.names}
-    damaged = [(job.tar, note["damaged"]) for job, note in zip(jobs, notes, strict=True) if note["damaged"]]
+    damaged = [(job.tar, note["damaged"]) for job, note in _notes(jobs) if note["damaged"]]
     if damaged and not plan.skip_damaged:
         named = "; ".join(f"{tar}: {reason}" for tar, reason in damaged[:3])
         raise DataError(
             f"{len(damaged):,} of {len(jobs):,} tars cannot be indexed: {named}{'; ...' * (len(damaged) > 3)}; "
             "mend them, or leave them out with --skip-damaged"
         )
-    for job, note in zip(jobs, notes, strict=True):
-        if note["damaged"]:
-            report.skipped.append(Skipped(job.tar.name, note["damaged"]))
-            continue
-        report.skipped += [Skipped(f"{job.tar.name}: sample {key}", reason) for key, reason in note["skipped"]]
-        row = note["row"]
-        if not row["samples"]:
-            report.skipped.append(Skipped(job.tar.name, "no usable sample"))
-            continue
-        for column, value in {**row, "path": _path(job.tar, plan.out)}.items():
-            rows[column].append(value)
-        report.samples += row["samples"]
-        report.captions += row["captions"]
-        report.bytes += row["bytes"]
-        report.shards += 1
+    with replacing(staging / SKIPPED) as stream:
+        for job, note in _notes(jobs):
+            for item in _skipped(job.tar.name, note):
+                report.skip(item)
+                stream.write(json.dumps({"name": item.name, "reason": item.reason}).encode() + b"\n")
+            row = note["row"]
+            if row and row["samples"]:
+                report.add(row)
+                for column, value in {**row, "path": _path(job.tar, plan.out)}.items():
+                    rows[column].append(value)
     if not report.samples:
-        first = "".join(f"; {item.name}: {item.reason}" for item in report.skipped[:1])
+        first = "".join(f"; {item.name}: {item.reason}" for item in report.first_skipped[:1])
         raise DataError(f"{len(jobs):,} tars and no usable sample in them{first}")
     return report, rows
+
+
+def _skipped(tar: str, note: dict[str, Any]) -> Iterator[Skipped]:
+    if note["damaged"]:
+        yield Skipped(tar, note["damaged"])
+        return
+    yield from (Skipped(f"{tar}: sample {key}", reason) for key, reason in note["skipped"])
+    if not note["row"]["samples"]:
+        yield Skipped(tar, "no usable sample")
 
 
 def _path(tar: Path, out: Path) -> str:
@@ -191,10 +187,10 @@ def _path(tar: Path, out: Path) -> str:
     return str(tar.relative_to(out)) if tar.is_relative_to(out) else str(tar)
 
 
-def _publish(plan: Plan, staging: Path, holds: tuple[str, ...], report: IndexReport, rows: Rows) -> None:
+def _publish(plan: Plan, staging: Path, holds: tuple[str, ...], report: SplitReport, rows: Rows) -> None:
     """Move the indexes into place and write the tables; a kill in between is made good by the next call."""
     (plan.out / MANIFEST).unlink(missing_ok=True)  # of a manifest that is replaced: never half old, half new
-    for old in (SHARD_TABLE, "skipped.jsonl"):
+    for old in (SHARD_TABLE, SKIPPED):
         (plan.out / old).unlink(missing_ok=True)
     for name in rows["name"]:
         index = staging / index_name(str(name))
@@ -205,8 +201,6 @@ def _publish(plan: Plan, staging: Path, holds: tuple[str, ...], report: IndexRep
         if index.name not in wanted:  # of the manifest that is replaced
             index.unlink()
     if report.skipped:
-        with replacing(plan.out / "skipped.jsonl") as stream:
-            for item in report.skipped:
-                stream.write(json.dumps({"name": item.name, "reason": item.reason}).encode() + b"\n")
+        (staging / SKIPPED).rename(plan.out / SKIPPED)
     write_manifest(plan.out, plan.dataset, plan.split, holds, rows)
     shutil.rmtree(staging)

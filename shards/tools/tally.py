@@ -14,9 +14,9 @@ import numpy as np
 from shards.errors import DataError
 from shards.manifest import Manifest, read_index
 from shards.members import captions_of, is_label
+from shards.seen import hash64
 from shards.tools.duplicates import Hashes
 from shards.tools.indexed import indexed_samples
-from shards.tools.seen import hash64
 
 STEPS = 1000
 """Steps of a logarithmic count from 1 to e."""

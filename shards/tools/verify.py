@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -13,11 +12,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from shards.decoding import DecodeError, decoding
 from shards.errors import DataError
-from shards.images import DECODE_ERRORS, open_image
+from shards.images import open_image
 from shards.manifest import (
     IMAGE,
-    MANIFEST,
     REGIONS,
     Manifest,
     ShardIndex,
@@ -29,6 +28,7 @@ from shards.manifest import (
 from shards.members import REGIONS as REGIONS_MEMBER
 from shards.members import Label, image_of, label_of
 from shards.parallel import ordered_map
+from shards.regions import decode_regions
 from shards.storage.location import is_remote, join
 from shards.tarwalk import DamagedTarError, RawSample, samples_in
 from shards.tools.duplicates import Duplicates, Hashes, count_duplicates
@@ -40,7 +40,7 @@ class Fault:
     """Something that is not as the manifest says."""
 
     shard: str
-    """The tar's path, or the manifest's."""
+    """The tar's path."""
     sample: str | None
     problem: str
 
@@ -95,7 +95,6 @@ def verify(
         raise DataError(f"{location}: only folders on a local disk are verified; copy it first")
     manifest = read_manifest(location, check_shards=False)
     result = Verification(manifest, decode)
-    result.faults += _header_faults(manifest)
     result.warnings += [f"{path}: a tar that the manifest does not list" for path in _stray(manifest)]
     jobs = (one_shard(manifest, shard) for shard in range(len(manifest.names)))
     contents: list[Hashes] = []
@@ -112,15 +111,6 @@ def verify(
             f"of one image up to {count.most:,} samples, such as {' = '.join(result.examples[0][:3])}"
         )
     return result
-
-
-def _header_faults(manifest: Manifest) -> Iterator[Fault]:
-    path = Path(manifest.location) / MANIFEST
-    header = json.loads(path.read_bytes())
-    totals = {"shards": len(manifest.names), "samples": manifest.num_samples, "captions": manifest.num_captions}
-    for name, total in totals.items():
-        if header.get(name) != total:
-            yield Fault(str(path), None, f"{header.get(name)} {name}, but the shard table has {total}")
 
 
 def _stray(manifest: Manifest) -> list[Path]:
@@ -200,6 +190,8 @@ def _problem(data: bytes, index: ShardIndex, row: int, holds: tuple[str, ...], d
         if [sample.name for sample in samples] != [index.key(row)]:
             return f"at its place stands {' and '.join(sample.name for sample in samples) or 'nothing'}"
         label = label_of(samples[0].members)
+        if (regions := dict(samples[0].members).get(REGIONS_MEMBER)) is not None:
+            decode_regions(regions)
     except (DamagedTarError, ValueError) as error:
         return f"cannot be parsed ({error})"
     return _disagreement(samples[0], label, index, row, holds) or (
@@ -228,10 +220,10 @@ def _disagreement(
 
 def _image_problem(sample: RawSample, index: ShardIndex, row: int) -> str | None:
     try:
-        with open_image(image_of(sample.members) or b"") as image:
+        with decoding(), open_image(image_of(sample.members) or b"") as image:
             image.load()
             size = image.size
-    except DECODE_ERRORS as error:
+    except DecodeError as error:
         return f"the image does not decode ({error})"
     if size != (index.widths[row], index.heights[row]):
         return f"{size[0]} x {size[1]} pixels, but the index says {index.widths[row]} x {index.heights[row]}"

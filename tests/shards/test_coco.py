@@ -100,6 +100,23 @@ def test_one_folder_may_serve_all_files(files: list[Path], tmp_path: Path) -> No
     assert [record.image_id for record in records(source, "all")] == [9, 25, 42]
 
 
+@pytest.mark.parametrize(
+    "name", ["captions_latest", "captions_evaluation", "captions_trainval2014", "train_and_val"]
+)
+def test_a_name_that_only_looks_like_a_split_tells_none(files: list[Path], folders: list[Path], name: str) -> None:
+    path = files[0].rename(files[0].with_name(f"{name}.json"))
+    with pytest.raises(DataError, match="the file's name tells no split; give --split"):
+        read_coco([path], folders[:1])
+
+
+@pytest.mark.parametrize(
+    "name", ["captions_val2014", "captions_val", "val", "val2017_captions", "captions-val-mini"]
+)
+def test_a_name_tells_its_split(files: list[Path], folders: list[Path], name: str) -> None:
+    path = files[0].rename(files[0].with_name(f"{name}.json"))
+    assert [split.name for split in read_coco([path], folders[:1]).splits] == ["val"]
+
+
 def test_unusable_captions_and_strays_are_listed(tmp_path: Path) -> None:
     path = write(
         tmp_path / "captions_val2014.json",

@@ -57,6 +57,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 def test_words_of_a_caption() -> None:
     assert words("A dog's red T-shirt, 25 times.") == ["a", "dog", "red", "t-shirt", "times"]
+    assert words(f"a {'o' * 40} {'x' * 41} {'n' * 41}'s dog") == ["a", "o" * 40, "dog"]
     assert words("Caf\u00e9 \u2013 the boy\u2019s \u2026 !") == ["caf\u00e9", "the", "boy"]
     assert tokens("No, no.") == ["no", ",", "no", "."]
 
@@ -66,6 +67,10 @@ def test_any_text_has_words(text: str) -> None:
     for word in words(text):
         assert word and word == word.lower()
         assert " " not in word
+
+
+def test_a_word_without_an_end_is_not_tagged() -> None:
+    assert {form for form, _ in tag_captions([f"a dog {'abcdefghij' * 60} runs"])} == {"a", "dog", "runs"}
 
 
 def test_each_caption_counts_a_word_once(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from shards.errors import DataError
 from shards.sources.folder import read_folder
+from tests.shards.pictures import FOUR, convert_part
 from tests.shards.sourced import left_out, picture, records
 
 
@@ -125,6 +126,27 @@ def test_the_identity_tells_another_list_of_files(tmp_path: Path) -> None:
     assert json.loads(json.dumps(before)) == read_folder(tmp_path).identity
     (tmp_path / "1.jpg").rename(tmp_path / "1.jpeg")
     assert read_folder(tmp_path).identity != before
+
+
+@pytest.mark.parametrize("name", ["0003.txt", "0003.json"])
+def test_a_part_after_a_caption_file_was_mended_is_refused(tmp_path: Path, name: str) -> None:
+    """An image that counts again would move all that follow it: some would be lost, others written twice."""
+    root, out = tmp_path / "in", tmp_path / "out"
+    for number in range(9):
+        pair(root, f"{number:04d}.jpg")
+    (root / "0003.txt").unlink()
+    (root / name).write_text("")
+    convert_part(read_folder(root), out, (1, 2), FOUR)
+    (root / name).write_text('{"caption": "A dog"}')
+    with pytest.raises(DataError, match="unfinished conversion of other input"):
+        convert_part(read_folder(root), out, (2, 2), FOUR)
+
+
+def test_a_caption_file_that_is_a_link_to_nowhere_is_listed(tmp_path: Path) -> None:
+    pair(tmp_path, "1.jpg")
+    picture(tmp_path / "2.jpg")
+    (tmp_path / "2.txt").symlink_to("nowhere")
+    assert [item.name for item in left_out(read_folder(tmp_path))] == ["2.jpg"]
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

@@ -130,9 +130,7 @@ def test_images_of_one_name_in_two_folders_are_two(annotations: Path, images: Pa
 
 
 def test_a_second_image_of_one_name_is_refused(annotations: Path, images: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"small\.json: images\[2\]: a second image named a in split train; names must"
-    ):
+    with pytest.raises(DataError, match=r"small\.json: a second image named a in split train; names must"):
         read([entry("a.jpg"), entry("a.jpg", "val"), entry("a.jpg", "restval")], annotations, images)
 
 
@@ -198,6 +196,17 @@ def test_annotations_that_are_not_json_are_named_with_the_place(
 ) -> None:
     annotations.write_text(text)
     refused(annotations, images, str(annotations), f"not JSON at {where}")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"images": ' + "1" * 5000 + "}"], ids=["brackets", "digits"])
+def test_annotations_beyond_all_limits_are_named(annotations: Path, images: Path, text: str) -> None:
+    annotations.write_text(text)
+    refused(annotations, images, f"{annotations}: not JSON that can be read")
+
+
+def test_a_byte_order_mark_is_no_fault(annotations: Path, images: Path) -> None:
+    annotations.write_bytes(b"\xef\xbb\xbf" + json.dumps({"images": [entry()]}).encode())
+    assert len(records(read_karpathy(annotations, images))) == 1
 
 
 @pytest.mark.parametrize(

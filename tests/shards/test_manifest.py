@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +163,18 @@ def test_another_format_version_is_refused(folder: Path) -> None:
 def test_a_damaged_manifest_is_named(folder: Path, text: bytes) -> None:
     (folder / MANIFEST).write_bytes(text)
     refused(folder, folder / MANIFEST, "not a manifest", "convert the data set again")
+
+
+@pytest.mark.parametrize("asked", ["is_file", "read_bytes"])
+def test_a_manifest_that_may_not_be_read_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    def forbidden(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, asked, forbidden)  # root may read everything
+    with pytest.raises(DataError, match=rf"^{folder}/manifest.json: cannot be read \(Permission denied\); get the"):
+        read_manifest(folder)
 
 
 def test_a_damaged_or_missing_shard_table_is_named(folder: Path) -> None:

@@ -43,6 +43,17 @@ def test_the_manifest_and_the_report_tell_what_was_written(tmp_path: Path) -> No
     assert not (tmp_path / "val" / "skipped.jsonl").exists()
 
 
+def test_one_name_in_two_units_is_refused_and_the_split_is_read_anew(tmp_path: Path) -> None:
+    records = [*good(6), record(6, key="key-001")]
+    with pytest.raises(
+        DataError, match="split val: two samples are named key-001, in val-000000 and in val-000001"
+    ):
+        convert_all(source_of(val=records, train=list(good(5))), tmp_path)
+    assert (tmp_path / ".partial/train").exists()
+    assert not (tmp_path / ".partial/val").exists()
+    assert convert_all(source_of(val=list(good(6)), train=list(good(5))), tmp_path)["val"].samples == 6
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_what_was_skipped_is_listed_in_order_and_counted(tmp_path: Path, processes: int) -> None:
     reports = convert_all(source_of(val=mixed(40)), tmp_path, processes=processes)

@@ -103,6 +103,26 @@ def test_photos_join_by_the_mapping_of_ids(tmp_path: Path) -> None:
     ]
 
 
+def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
+    for name in ("dev", "val"):
+        write(tmp_path, name, features(2), captions_of(2))
+    with pytest.raises(DataError, match="val would be a second split val; name those to take with --splits"):
+        read_scan(tmp_path)
+    assert [split.name for split in read_scan(tmp_path, splits=["dev"]).splits] == ["val"]
+
+
+def test_the_identity_tells_another_mapping(tmp_path: Path) -> None:
+    write(tmp_path / "in", "test", features(2), captions_of(2))
+    for place in (tmp_path / "in", tmp_path):
+        mapping = place / "id_mapping.json"
+        mapping.write_text('["zero.jpg", "one.jpg"]')
+        before = read_scan(tmp_path / "in", tmp_path).identity
+        assert json.loads(json.dumps(before)) == read_scan(tmp_path / "in", tmp_path).identity
+        mapping.write_text('["one.jpg", "zero.jpg", ""]')
+        assert read_scan(tmp_path / "in", tmp_path).identity != before
+        mapping.unlink()
+
+
 def test_a_mapping_may_be_a_list(tmp_path: Path) -> None:
     write(tmp_path, "test", features(2), captions_of(2), [1, 0])
     (tmp_path / "id_mapping.json").write_text('["zero.jpg", "one.jpg"]')
@@ -182,6 +202,24 @@ def test_arrays_of_another_kind_are_refused(tmp_path: Path, array: np.ndarray, p
     write(tmp_path, "test", array, captions_of(2))
     with pytest.raises(DataError, match=phrase):
         read_scan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04" + bytes(40), b"\x93NUMPY\x01\x00\x14\x00{'descr': (((((     "]
+)
+def test_a_file_that_is_no_array_is_refused(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path, "test", features(2), captions_of(2))
+    (tmp_path / "test_ims.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"test_ims\.npy: cannot be read as an array"):
+        read_scan(tmp_path)
+
+
+def test_an_array_that_goes_in_the_middle_ends_the_work_and_skips_nothing(tmp_path: Path) -> None:
+    write(tmp_path, "test", features(2), captions_of(2))
+    (_, later) = records(read_scan(tmp_path), "test")
+    (tmp_path / "test_ims.npy").unlink()
+    with pytest.raises(DataError, match=r"test_ims\.npy: cannot be read as an array"):
+        load_sample(later, Resize())
 
 
 def test_an_array_that_ends_early_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import io
 import json
+import shlex
 import signal
 import subprocess
 import time
@@ -201,9 +202,9 @@ def out_is_a_file(folder: Path) -> None:
         (not_json, ("a.json", "not JSON at line 1, column 1")),
         (another_layout, ("a.json", "not the Karpathy layout", "found a list")),
         (unknown_split, ("images[8] (8.jpg)", "'holdout'")),
-        (duplicate_name, ("images[1]", "a second image named 0")),
+        (duplicate_name, ("a.json: a second image named 0 in split train",)),
         (val_without_captions, ("split val", "no usable sample", "7.jpg: the image has no usable caption")),
-        (out_exists, ("out/val: exists already", "--overwrite")),
+        (out_exists, ("out/val: exists already, and is no folder of shards",)),
         (out_is_a_file, ("--out out: cannot be written to",)),
         (nothing_usable, ("split train", "no usable sample", "the first of 7: 0: the image does not decode")),
     ],
@@ -245,8 +246,8 @@ def test_a_dry_run_tells_what_would_be_written_and_writes_nothing(itm: Itm, data
 
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(itm: Itm, data_set: Path) -> None:
-    out_exists(data_set)
-    refused(itm(*KARPATHY, "--dry-run"), "out/val: exists already")
+    (data_set / "out" / "val").mkdir(parents=True)
+    refused(itm(*KARPATHY, "--dry-run"), "out/val: exists already; give another --out, or --overwrite")
     assert itm(*KARPATHY, "--dry-run", "--overwrite").returncode == 0
 
 
@@ -256,6 +257,59 @@ def test_overwrite_replaces_an_earlier_conversion(itm: Itm, data_set: Path) -> N
     assert itm(*KARPATHY, "--overwrite").returncode == 0
     assert read_manifest(data_set / "out" / "train").samples.tolist() == [7]
     assert len(list((data_set / "out" / "train").glob("*.tar"))) == 1
+
+
+def test_overwrite_spares_the_photos_and_tars_that_are_read(itm: Itm, data_set: Path) -> None:
+    for number in range(9):
+        (data_set / f"images/{number}.txt").write_text("A picture")
+    folder = ("shards", "convert", "folder", "--root", ".", "--splits", "images")
+    assert itm(*folder, "--out", "in", "--processes", 1).returncode == 0
+    before = listing(data_set)
+    refused(itm(*folder, "--out", ".", "--overwrite"), "images: is, or holds, what is read, images")
+    refused(
+        itm("shards", "reshard", "in", "--out", "in", "--overwrite"),
+        "in/images: is, or holds, what is read, in/images",
+    )
+    assert listing(data_set) == before
+
+
+def test_a_seed_beyond_64_bits_is_refused_as_an_option(itm: Itm, data_set: Path) -> None:
+    result = itm(*KARPATHY, "--seed", 2**64)
+    assert result.returncode == 2
+    assert "--seed" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert itm(*KARPATHY, "--seed", 2**64 - 1).returncode == 0
+
+
+@pytest.mark.parametrize("finished", [0, 3])
+def test_a_full_disk_is_told_once_and_what_is_kept_only_where_there_is_something(
+    data_set: Path, finished: int
+) -> None:
+    for number in range(finished, 9):
+        (data_set / "images" / f"{number}.jpg").write_bytes(jpeg(number, (400, 400)))
+    command = shlex.join(itm_command(*KARPATHY, "--samples-per-shard", 1))
+    result = subprocess.run(
+        ["bash", "-c", f"ulimit -f 40; exec {command}"],  # kilobytes of a file: as good as a full disk
+        cwd=data_set,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    refused(result, f"/train-{finished:06d}.tar: cannot be written (File too large); make room")
+    assert result.stderr.count("finished shards are kept in out/.partial") == (finished > 0)
+    assert (data_set / "out").exists() == (finished > 0)
+
+
+def test_images_within_parquet_are_not_shuffled_but_their_shards_are(itm: Itm, tmp_path: Path) -> None:
+    table = pa.table({"image": [jpeg(number) for number in range(9)], "caption": [f"n {n}" for n in range(9)]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    convert = ("shards", "convert", "table", "--table", "t.parquet", "--processes", 1, "--out")
+    refused(itm(*convert, "out", "--seed", 1), "--seed: images within Parquet", "itm shards reshard out --seed 1")
+    assert itm(*convert, "out").returncode == 0
+    assert itm("shards", "reshard", "out", "--seed", 1, "--processes", 1, "--out", "mixed").returncode == 0
+    keys = [read_index(read_manifest(tmp_path / where / "train"), 0).keys.to_pylist() for where in ("out", "mixed")]
+    assert keys[0] == sorted(keys[1]) != keys[1]
 
 
 def test_real_photos_are_converted(itm: Itm, test_data: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import shards.staging
 from shards.convert import Options, SplitReport, convert, publish
 from shards.errors import DataError
 from shards.lock import FileLock
-from shards.manifest import read_manifest
+from shards.manifest import MANIFEST, read_manifest
 from shards.publish import join
 from shards.sources.record import Source
 from shards.staging import UNITS, Staging
@@ -122,6 +122,32 @@ def test_a_split_that_exists_is_refused_without_overwrite(tmp_path: Path) -> Non
         )
     Staging(tmp_path).check(["test"])
     Staging(tmp_path, overwrite=True).check(["train", "val"])
+
+
+def test_overwrite_replaces_nothing_but_shards(tmp_path: Path) -> None:
+    """Somebody's photos, with a `manifest.json` of something else among them; a file."""
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/photo.jpg").write_bytes(b"mine")
+    (tmp_path / "train" / MANIFEST).write_bytes(b"{}")
+    (tmp_path / "val").write_bytes(b"mine")
+    for split in ("train", "val"):
+        refused(
+            lambda split=split: convert_all(source_of(**{split: list(good(3))}), tmp_path, overwrite=True),
+            f"{tmp_path / split}: exists already, and is no folder of shards; give another --out",
+        )
+    assert sorted(contents(tmp_path)) == ["train/manifest.json", "train/photo.jpg", "val"]
+
+
+@pytest.mark.parametrize("read", ["out/train", "out/train/train-000000.tar", "link/train", "out"])
+def test_overwrite_replaces_nothing_that_is_read(tmp_path: Path, read: str) -> None:
+    out = tmp_path / "out"
+    convert_all(source_of(train=list(good(3))), out)
+    (tmp_path / "link").symlink_to(out)
+    staging = Staging(out, overwrite=True, inputs=[tmp_path / read])
+    if read == "out":  # such as `--images .`: the split is beside what is read from it
+        staging.check(["train"])
+    else:
+        refused(lambda: staging.check(["train"]), f"{out / 'train'}: is, or holds, what is read, {tmp_path / read}")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".units", "a/b", "a b", "a\nb", "{000..999}", "a\0"])

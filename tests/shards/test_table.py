@@ -1,6 +1,7 @@
 import csv
 import json
 import pickle
+import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,10 @@ def test_an_unclosed_quote_is_listed_and_the_rest_is_read(tmp_path: Path) -> Non
     path = write(tmp_path / "t.csv", f'image,caption\na.jpg,"open\n{rows}')
     source = read_table([path])
     assert "line 2" in left_out(source)[0].name
-    assert "not a row of CSV" in left_out(source)[0].reason
+    reason = left_out(source)[0].reason
+    assert re.fullmatch(
+        r"not a row of CSV \(.*131072\)\); lines 2 to 8\d\d were read as one row: is a quote.*", reason
+    )
     assert records(source)[-1].key.endswith(str(len(list(source.splits[0].items)) - 1))
     assert len(records(source)) > 1000, "the loss is bounded by the limit of a field"
 
@@ -130,6 +134,16 @@ def test_json_lines(tmp_path: Path) -> None:
     assert faults["line 10"] == "the image id True is not an integer of 64 bits"
 
 
+@pytest.mark.parametrize("cell", ["1" * 5000, "[" * 100_000], ids=["digits", "brackets"])
+def test_a_line_of_json_beyond_all_limits_is_listed(tmp_path: Path, cell: str) -> None:
+    good = '{"image": "a.jpg", "caption": "One ."}'
+    path = write(tmp_path / "t.jsonl", f'{good}\n{{"image": "b.jpg", "caption": "Two .", "x": {cell}}}\n')
+    source = read_table([path])
+    assert [one.captions for one in records(source)] == [("One .",)]
+    assert left_out(source)[0].name == f"{path}: line 2"
+    assert left_out(source)[0].reason.startswith("not JSON at column 1: ")
+
+
 @pytest.mark.parametrize("struct", [True, False])
 @pytest.mark.parametrize("group", [3, 100])
 def test_bytes_in_parquet_are_read_when_asked_for_in_any_order(tmp_path: Path, struct: bool, group: int) -> None:
@@ -144,6 +158,27 @@ def test_bytes_in_parquet_are_read_when_asked_for_in_any_order(tmp_path: Path, s
     for place in [*range(80), 79, 3, 40, 2, 2, 41]:
         load = pickle.loads(pickle.dumps(found[place].load))
         assert load() == images[place]
+
+
+def test_a_quote_that_takes_in_the_next_rows_is_listed_with_them(tmp_path: Path) -> None:
+    source = read_table([write(tmp_path / "t.csv", 'image,caption\na.jpg,"x\nb.jpg,y\nc.jpg,z",w\nd.jpg,Good\n')])
+    assert [one.captions for one in records(source)] == [("Good",)]
+    assert left_out(source)[0].reason == (
+        "3 fields, but the table has 2 columns; lines 2 to 4 were read as one row: is a quote left open?"
+    )
+
+
+def test_damage_within_a_file_of_parquet_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": [f"{n}.jpg" for n in range(999)], "caption": ["One"] * 999}), path)
+    data = path.read_bytes()
+    source = read_table([path])
+    for place in range(20, 4000, 199):
+        path.write_bytes(data[:place] + bytes(150) + data[place + 150 :])
+        try:
+            assert len(list(source.splits[0].items)) == 999
+        except DataError as error:
+            assert str(error).startswith(f"--table {path}: cannot be read")
 
 
 def test_parquet_of_paths_and_ids(tmp_path: Path) -> None:
@@ -190,8 +225,17 @@ def test_mistakes_are_told_up_front(tmp_path: Path) -> None:
     refused("JSON lines are read, not JSON", [write(tmp_path / "t.json", "[]")])
     refused("must end in one of", [write(tmp_path / "t.txt", "")])
     refused("the file is empty", [write(tmp_path / "e.csv", "")])
+    refused("h.csv: no row, only the names of", [write(tmp_path / "h.csv", "image,caption\n")])
+    pq.write_table(
+        pa.table({"image": pa.array([], pa.string()), "caption": pa.array([], pa.string())}), tmp_path / "h.parquet"
+    )
+    refused("h.parquet: no row, only the names of", [tmp_path / "h.parquet"])
     refused("2 columns named 'image'", [write(tmp_path / "d.csv", "image,image,caption\n")])
     refused("not JSON lines: the first line is a list", [write(tmp_path / "l.jsonl", "[1]\n")])
+    refused("l.jsonl: the file is empty", [write(tmp_path / "l.jsonl", "\n\n")])
+    refused(
+        "the first line is not JSON at column 13: Extra data;", [write(tmp_path / "l.jsonl", '{"image": 1}]\n')]
+    )
     refused("cannot be read as Parquet", [write(tmp_path / "p.parquet", "image,caption\n")])
     refused("--images", [good], tmp_path / "nowhere")
     refused("--delimiter 'ab': one character", [good], layout=TextLayout("ab"))

@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 from shards.convert import Options, SplitReport, convert, publish
 from shards.errors import DataError
 from shards.manifest import read_index, read_manifest
+from shards.prepare import Resize, load_sample
 from shards.reader import ShardReader
+from shards.seen import Seen
 from shards.sources.record import Record, Skipped, Source
 from shards.sources.tars import read_tars
 from shards.staging import Staging
 from shards.tarwalk import everything, samples_of
 from shards.tools.index import Plan, index_tars
 from shards.tools.locate import find_tars
-from shards.tools.seen import Seen
 from tests.shards.foreign import (
     as_json,
     fingerprint,
@@ -47,6 +48,20 @@ def records(source: Source) -> Iterator[Record]:
     for item in split.items:
         assert isinstance(item, Record), item
         yield item
+
+
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def header(text: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+CUT_HEADER = header(b"{'descr': (((((      ")
+HUGE = header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 2048), }\n")
 
 
 def test_our_own_shards_come_out_as_they_went_in(tmp_path: Path) -> None:
@@ -102,8 +117,23 @@ def test_plain_and_compressed_tars_give_the_same_shards(tmp_path: Path, mode: st
 def test_images_of_plain_tars_are_read_in_the_workers(tmp_path: Path) -> None:
     folder = write_img2dataset(tmp_path / "t", shards=1)
     loads = [record.load for record in records(read_tars([str(folder)]))]
-    (folder / "00000.tar").write_bytes(b"")
-    assert all(load is not None and load() == b"" for load in loads), "nothing was read before it was asked for"
+    data = (folder / "00000.tar").read_bytes()
+    (folder / "00000.tar").write_bytes(bytes(len(data)))
+    found = [load() for load in loads if load is not None]
+    assert [set(image) for image in found] == [{0}] * 4, "nothing was read before it was asked for"
+
+
+@pytest.mark.parametrize("cut", [None, 100])
+def test_a_tar_that_goes_in_the_middle_ends_the_work_and_skips_nothing(tmp_path: Path, cut: int | None) -> None:
+    folder = write_img2dataset(tmp_path / "t", shards=1)
+    (load, *_) = [record.load for record in records(read_tars([str(folder)]))]
+    path = folder / "00000.tar"
+    if cut is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(DataError, match=r"00000\.tar: (cannot be opened|shorter than)"):
+        load_sample(Record("key", 1, ("x",), load), Resize())
 
 
 def test_samples_that_an_index_leaves_out_stay_out(tmp_path: Path) -> None:
@@ -133,16 +163,28 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "bad", [b"", b"PK\x03\x04" + bytes(40), CUT_HEADER, HUGE], ids=["none", "zip", "cut", "huge"]
+)
+def test_regions_that_are_no_array_are_named_and_the_others_kept(tmp_path: Path, bad: bytes) -> None:
+    regions = {"a": npy(np.ones((3, 4))), "b": bad, "c": npy(np.ones((3, 4)))}
+    members = [m for key in "abc" for m in ((f"{key}.regions.npy", regions[key]), (f"{key}.txt", b"words"))]
+    write_tar(tmp_path / "t" / "0.tar", members)
+    report = write(read_tars([str(tmp_path / "t")]), tmp_path / "out")["t"]
+    assert (report.samples, report.skipped, report.first_skipped[0].name) == (2, 1, "b")
+    assert "the regions cannot be read" in report.first_skipped[0].reason
+
+
 def test_keys_become_unique_and_fit_for_names(tmp_path: Path) -> None:
     for shard in range(2):
         members = []
-        for number, key in enumerate(["a.b/c d", "0", "../x", "0"]):
+        for number, key in enumerate(["a.b/c d", "0", "../x", "0", "bell\a"]):
             members += [(f"{key}.jpg", picture(10 * shard + number)), (f"{key}.txt", b"words")]
         write_tar(tmp_path / "t" / f"{shard}.tar", members)
     keys = [record.key for record in records(read_tars([str(tmp_path / "t")]))]
     assert keys[:3] == ["a_b_c_d", "0", "___x"]
-    assert len(set(keys)) == len(keys) == 8
-    assert not any(set("./\\ \t\n") & set(key) for key in keys)
+    assert len(set(keys)) == len(keys) == 10
+    assert not any(set("./\\ \t\n\a") & set(key) for key in keys)
     assert keys == [record.key for record in records(read_tars([str(tmp_path / "t")]))], "each time the same"
 
 
@@ -186,7 +228,7 @@ def test_an_index_that_does_not_fit_its_tar_is_an_error(tmp_path: Path) -> None:
 
 @given(st.lists(st.text("abc", max_size=3), max_size=200), st.integers(1, 9))
 def test_what_was_seen_is_known(texts: list[str], recent: int) -> None:
-    from shards.tools import seen as module
+    from shards import seen as module
 
     before, module._RECENT = module._RECENT, recent
     try:

@@ -1,7 +1,11 @@
+import bz2
+import gzip
 import io
+import lzma
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -113,3 +117,43 @@ def test_a_compressed_tar_is_streamed_and_its_cut_noticed(tmp_path: Path, suffix
     path.write_bytes(path.read_bytes()[:-400])
     with pytest.raises(DamagedTarError):
         list(samples_of(str(path), nothing))
+
+
+PACK = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+
+
+def keys_in(path: Path, data: bytes) -> list[str]:
+    path.write_bytes(data)
+    return [sample.key for sample in samples_of(str(path), nothing)]
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_a_tar_compressed_in_pieces_is_whole(tmp_path: Path, suffix: str) -> None:
+    data, pack = tar_bytes(MEMBERS), PACK[suffix]
+    assert keys_in(tmp_path / "a", pack(data[:700]) + pack(data[700:2000]) + pack(data[2000:])) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_a_second_tar_behind_a_compressed_one_is_not_dropped_in_silence(tmp_path: Path, suffix: str) -> None:
+    one = PACK[suffix](tar_bytes(MEMBERS))
+    with pytest.raises(DamagedTarError, match="several tars in one"):
+        keys_in(tmp_path / "a", one + one)
+    with pytest.raises(DamagedTarError, match="several tars in one"):
+        keys_in(tmp_path / "a", PACK[suffix](2 * tar_bytes(MEMBERS)))
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_a_changed_byte_of_a_compressed_tar_is_damage(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).bytes(30_000)  # which does not compress: no byte but counts
+    data = PACK[suffix](tar_bytes([("a.jpg", noise), ("a.txt", b"words")]))
+    for place in range(len(data) // 3, len(data), 3001):
+        with pytest.raises(DamagedTarError):
+            keys_in(tmp_path / "a", data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+
+
+def test_the_checksum_behind_a_compressed_tar_counts(tmp_path: Path) -> None:
+    data = gzip.compress(tar_bytes(MEMBERS))
+    with pytest.raises(DamagedTarError, match="CRC check failed"):
+        keys_in(tmp_path / "a", data[:-6] + bytes([data[-6] ^ 1]) + data[-5:])
+    with pytest.raises(DamagedTarError, match="Not a gzipped file"):
+        keys_in(tmp_path / "a", data + b"junk")

@@ -20,9 +20,10 @@ from shards.errors import DataError
 from shards.evaluation import EvaluationDataset, Span
 from shards.images import center_crop
 from shards.manifest import content_hash, image_id_of, read_index, read_manifest
+from shards.publish import NAMED, SplitReport
 from shards.reader import ShardReader
 from shards.tarwalk import samples_of
-from shards.tools.index import STAGING, IndexReport, Plan, index_tars
+from shards.tools.index import STAGING, Plan, index_tars
 from shards.tools.locate import find_tars, unique_names
 from tests.conftest import ENVIRONMENT
 from tests.shards.foreign import (
@@ -38,16 +39,17 @@ from tests.shards.foreign import (
 Itm = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def index(folder: Path, out: Path | None = None, processes: int = 1, **options: object) -> IndexReport:
+def index(folder: Path, out: Path | None = None, processes: int = 1, **options: object) -> SplitReport:
     plan = Plan(find_tars([str(folder)]), out or folder, "web", "train", **options)  # type: ignore[arg-type]
     return index_tars(plan, processes=processes)
 
 
-def reasons(report: IndexReport) -> dict[str, str]:
-    return {item.name: item.reason for item in report.skipped}
+def reasons(report: SplitReport) -> dict[str, str]:
+    assert report.skipped == len(report.first_skipped) < NAMED
+    return {item.name: item.reason for item in report.first_skipped}
 
 
-def indexed(path: Path, members: list[tuple[str, bytes]], **options: object) -> tuple[ShardReader, IndexReport]:
+def indexed(path: Path, members: list[tuple[str, bytes]], **options: object) -> tuple[ShardReader, SplitReport]:
     write_tar(path / "t" / "0.tar", members)
     report = index(path / "t", **options)
     return ShardReader(read_manifest(path / "t")), report
@@ -57,7 +59,7 @@ def test_the_output_of_img2dataset_is_read_as_it_is(tmp_path: Path) -> None:
     folder = write_img2dataset(tmp_path / "web")
     before = fingerprint(folder)
     report = index(folder)
-    assert (report.samples, report.captions, report.shards, report.skipped) == (12, 12, 3, [])
+    assert (report.samples, report.captions, report.shards, report.skipped) == (12, 12, 3, 0)
     assert {name: value for name, value in fingerprint(folder).items() if name in before} == before
     manifest = read_manifest(folder)
     assert manifest.holds == ("image",)
@@ -153,7 +155,7 @@ def test_what_cannot_be_used_is_named_counted_and_left_out(tmp_path: Path) -> No
     assert {line["name"]: line["reason"] for line in lines} == reasons(report)
     decoded = index(tmp_path / "t", tmp_path / "decoded", decode=True)
     assert "does not decode" in reasons(decoded)["0.tar: sample cut"]
-    assert len(decoded.skipped) == len(report.skipped) + 1
+    assert decoded.skipped == report.skipped + 1
 
 
 def test_names_that_point_elsewhere_are_only_names(tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ def test_names_that_point_elsewhere_are_only_names(tmp_path: Path) -> None:
         for member in ((f"{key}.jpg", picture(number)), (f"{key}.txt", b"words"))
     ]
     reader, report = indexed(tmp_path, members)
-    assert report.skipped == []
+    assert report.skipped == 0
     assert reader.index(0).keys.to_pylist() == [*keys[:-1], "\ufffd\ufffd"]
     assert [reader.read(0, row).image for row in range(5)] == [picture(number) for number in range(5)]
     assert sorted(path.name for path in tmp_path.rglob("*")) == [
@@ -233,7 +235,7 @@ def npy(rows: int) -> bytes:
 def test_what_the_samples_hold_is_found_or_demanded(tmp_path: Path) -> None:
     members = []
     for number in range(4):
-        members += [(f"{number}.regions.npy", npy(number)), (f"{number}.txt", b"words")]
+        members += [(f"{number}.regions.npy", npy(1 + number)), (f"{number}.txt", b"words")]
         members += [(f"{number}.jpg", picture(number))] if number != 2 else []
     write_tar(tmp_path / "t" / "0.tar", members)
     report = index(tmp_path / "t", tmp_path / "found")
@@ -242,8 +244,33 @@ def test_what_the_samples_hold_is_found_or_demanded(tmp_path: Path) -> None:
     report = index(tmp_path / "t", tmp_path / "demanded", holds=("regions",))
     manifest = read_manifest(tmp_path / "demanded")
     assert (manifest.holds, report.samples) == (("regions",), 4)
-    assert read_index(manifest, 0).content.tolist() == [content_hash(npy(number)) for number in range(4)]
+    assert read_index(manifest, 0).content.tolist() == [content_hash(npy(1 + number)) for number in range(4)]
     assert not read_index(manifest, 0).widths.any()
+
+
+def test_regions_that_training_would_refuse_are_left_out(tmp_path: Path) -> None:
+    archive = io.BytesIO()
+    np.savez(archive, a=np.zeros((2, 4), np.float32))
+    members = [("0.regions.npy", npy(2)), ("1.regions.npy", archive.getvalue()), ("2.regions.npy", npy(0))]
+    write_tar(tmp_path / "t" / "0.tar", [one for m in members for one in (m, (f"{m[0][0]}.txt", b"words"))])
+    report = index(tmp_path / "t", tmp_path / "found", holds=("regions",))
+    assert report.samples == 1
+    assert sorted(reasons(report)) == ["0.tar: sample 1", "0.tar: sample 2"]
+    members = [("0.jpg", picture(0)), ("0.txt", b"words"), ("1.jpg", picture(1)), ("1.txt", b"words")]
+    write_tar(tmp_path / "u" / "0.tar", [*members, ("1.regions.npy", b"unused, but parsed")])
+    report = index(tmp_path / "u", tmp_path / "images", holds=("image",))
+    assert sorted(reasons(report)) == ["0.tar: sample 1"]
+
+
+def test_much_that_is_skipped_is_listed_and_only_its_beginning_held(tmp_path: Path) -> None:
+    for tar in range(2):
+        members = [(f"{number}.jpg", b"no caption") for number in range(15)]
+        write_tar(tmp_path / "t" / f"{tar}.tar", [*members, ("x.jpg", picture(tar)), ("x.txt", b"words")])
+    report = index(tmp_path / "t")
+    assert (report.samples, report.skipped, len(report.first_skipped)) == (2, 30, NAMED)
+    lines = [json.loads(line)["name"] for line in (tmp_path / "t" / "skipped.jsonl").read_text().splitlines()]
+    assert lines == [f"{tar}.tar: sample {number}" for tar in range(2) for number in range(15)]
+    assert not (tmp_path / "t" / STAGING).exists()
 
 
 def damaged(folder: Path) -> Path:

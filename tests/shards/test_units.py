@@ -12,7 +12,7 @@ from shards.errors import DataError
 from shards.sources.record import Record, Skipped
 from shards.staging import UNITS
 from shards.units import Item, Options, Unit, cut, note_path, write_unit
-from tests.shards.pictures import contents, good, record, with_regions
+from tests.shards.pictures import contents, convert_all, good, record, skipped_names, source_of, with_regions
 
 
 def unit(root: Path, items: list[Item], options: Options = Options(), number: int = 0) -> Unit:  # noqa: B008
@@ -31,6 +31,22 @@ def test_units_are_consecutive_and_have_equally_many_records(items: list[Item], 
     counts = [sum(isinstance(item, Record) for item in piece) for piece in pieces]
     assert all(count == size for count in counts[:-1])
     assert not counts or counts[-1] <= size
+
+
+def test_a_unit_ends_where_much_was_skipped_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards.units, "MOST_SKIPPED", 3)
+    pieces = list(cut(iter([SKIPPED, RECORD, *[SKIPPED] * 7, RECORD, RECORD, SKIPPED]), 2))
+    kinds = ["".join("r" if isinstance(item, Record) else "s" for item in piece) for piece in pieces]
+    assert kinds == ["srss", "sss", "ssrr", "s"]
+
+
+def test_units_of_which_all_was_skipped_are_joined_to_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards.units, "MOST_SKIPPED", 3)
+    report = convert_all(source_of(val=[*good(5), *[SKIPPED] * 8, record(5)]), tmp_path)["val"]
+    assert (report.samples, report.shards, report.skipped) == (6, 3, 8)
+    assert skipped_names(tmp_path / "val") == ["a"] * 8
 
 
 def test_a_unit_is_noted_when_its_shard_stands(tmp_path: Path) -> None:
@@ -76,7 +92,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
-        DataError, match=rf"^{tmp_path}: cannot be written to \(No space left on device\); finished"
+        DataError, match=rf"^{tmp_path}/val-000000.tar: cannot be written \(No space left on device\); make room"
     ):
         write_unit(unit(tmp_path, list(good(3))))
     assert contents(tmp_path) == {UNITS: "empty"}

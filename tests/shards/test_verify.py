@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 import subprocess
@@ -147,12 +148,13 @@ def test_an_index_that_its_tar_contradicts_is_found(folder: Path, column: str, v
 
 
 def test_totals_that_do_not_add_up_are_found(folder: Path) -> None:
-    header = json.loads((folder / "manifest.json").read_bytes())
-    (folder / "manifest.json").write_text(json.dumps({**header, "samples": 13}))
     rewrite_index(folder, 2, "captions", 0, 4)
     found = problems(verify(str(folder)))
-    assert ("manifest.json", None, "13 samples, but the shard table has 12") in found
     assert ("train-000002.tar", None, "7 captions in the index, 6 in the shard table") in found
+    header = json.loads((folder / "manifest.json").read_bytes())
+    (folder / "manifest.json").write_text(json.dumps({**header, "samples": 13}))
+    with pytest.raises(DataError, match=r"shards\.parquet: does not belong to the manifest\.json beside it"):
+        verify(str(folder))
 
 
 def test_images_that_do_not_decode_are_found_only_by_decoding(tmp_path: Path) -> None:
@@ -165,6 +167,19 @@ def test_images_that_do_not_decode_are_found_only_by_decoding(tmp_path: Path) ->
     ((tar, key, problem),) = problems(verify(str(tmp_path / "t")))
     assert (tar, key) == ("0.tar", "b")
     assert problem.startswith("the image does not decode")
+
+
+def test_regions_that_cannot_be_read_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = io.BytesIO()
+    np.save(bad, np.zeros((2, 4), np.int64))
+    write_tar(
+        tmp_path / "t" / "0.tar", [("a.jpg", picture(1)), ("a.txt", b"one"), ("a.regions.npy", bad.getvalue())]
+    )
+    monkeypatch.setattr("shards.tools.scan.decode_regions", lambda _content: None)  # an index that did not look
+    index_tars(Plan(find_tars([str(tmp_path / "t")]), tmp_path / "t", "d", "t"))
+    ((_, sample, problem),) = problems(verify(str(tmp_path / "t")))
+    assert sample == "a"
+    assert problem == "cannot be parsed (regions of shape (2, 4) and type int64)"
 
 
 def test_copies_of_images_and_stray_tars_are_warnings(tmp_path: Path) -> None:
