@@ -124,6 +124,17 @@ def test_the_mask_is_given_ready_made_and_says_the_same(folder: Path) -> None:
     torch.testing.assert_close(ready.tokens[plain.valid], plain.tokens[plain.valid])
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_no_feature_makes_the_host_wait(folder: Path, training: bool) -> None:
+    """Tensors without values: to branch on one, or to ask for one, is an error."""
+    tower = tower_of(folder, freeze=1, gradient_checkpointing=True, pooling="mean").to("meta").train(training)
+    features = tower(torch.zeros(3, T, dtype=torch.int64, device="meta"))
+    assert features.pooled.shape == (3, 16)
+    tower._ready_mask = False  # as the library would have it, which shows that the check works
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        tower(torch.zeros(3, T, dtype=torch.int64, device="meta"))
+
+
 @pytest.mark.parametrize("name", ["[SEP]", "[PAD]", "[CLS]"])
 def test_the_name_of_a_special_token_in_a_caption_is_text(hub: dict[str, Path], name: str) -> None:
     tokenizer = read_transformer_tokenizer(str(hub["bert"]), T)
