@@ -18,6 +18,8 @@ from trainer.engine import build_encoders, initialize, set_learning_rate
 from trainer.parameter_groups import parameter_groups
 from trainer.partitions import whole_weight
 
+pytestmark = pytest.mark.slow
+
 WORLD, ROWS, STEPS, T, F = 2, 8, 4, 6, 5
 STAGES = (0, 1, 2, 3)
 FROZEN = (
