@@ -1,6 +1,6 @@
 """The typed settings of this package: what the model is, and what it is trained on to minimise."""
 
-from typing import Annotated, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -19,18 +19,24 @@ class AahrConfig(_Config):
     max_weight: float = Field(0.8, ge=0, le=1, description="share of the max pooling in the local embedding")
 
 
-Freeze = Annotated[int, Field(ge=0)] | Literal["all"] | None
-
-
 class TowerConfig(_Config):
     """How one backbone is trained."""
 
-    freeze: Freeze = Field(
+    freeze: int | Literal["all"] | None = Field(
         None, description="all: the whole tower; N: its embeddings and first N blocks; null: nothing is frozen"
     )
     gradient_checkpointing: bool = Field(
         False, description="compute a block's activations again in the backward pass instead of keeping them"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _freeze_is_known(cls, values: Any) -> Any:
+        # here, as a union's own errors name its members
+        freeze = values.get("freeze") if isinstance(values, dict) else None
+        if not (freeze is None or freeze == "all" or (type(freeze) is int and freeze >= 0)):
+            raise ValueError(f"freeze: {freeze!r}: give all, a number of blocks, or null")
+        return values
 
 
 class ImageConfig(TowerConfig):

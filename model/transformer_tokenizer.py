@@ -1,6 +1,7 @@
 """Captions -> token ids as a text encoder of the `transformers` library takes them; needs `tokenizers` alone.
 
-Apart from `read`, which makes one from a model's folder, so that loader workers need not import the library.
+Apart from `read_transformer_tokenizer`, which makes one from a model's folder: loader workers need not import
+the library.
 """
 
 from collections.abc import Callable, Sequence

@@ -29,6 +29,7 @@ class TransformerTower(Backbone):
         super().__init__()
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # type: ignore[assignment]  # made for another task; it would be weights without a gradient
+        model.config.use_cache = False  # of decoders; a warning with checkpointing
         self.model, self.pooling, self.max_length = model, pooling, max_length
         self.pad = int(model.config.pad_token_id)
         self.pooled_width = self.token_width = int(model.config.hidden_size)

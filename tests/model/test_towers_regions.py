@@ -130,6 +130,14 @@ def test_pixels_alone_leave_regions_of_the_data_set_unread() -> None:
         torch.testing.assert_close(encode(encoders, regions(), MASK), encoders.encode_image(pixels()))
 
 
+@pytest.mark.parametrize("inputs", ["pixels", "pixels+regions", "regions"])
+def test_no_embedding_makes_the_host_wait(inputs: str) -> None:
+    """Tensors without values: to branch on one, or to ask for one, is an error."""
+    encoders = DualEncoder(config(inputs)).to("meta").train()
+    embedding = encoders.encode_image(pixels().to("meta"), regions().to("meta"), MASK.to("meta"))
+    assert embedding.shape == encoders.encode_text(torch.zeros(B, 16, dtype=torch.int64, device="meta")).shape
+
+
 def test_texts_are_as_before_with_regions() -> None:
     embedding = DualEncoder(config("regions")).eval().encode_text(build_tokenizer("itm-tiny")(["a dog"]))
     assert embedding.shape == (1, 16)

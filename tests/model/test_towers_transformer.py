@@ -30,9 +30,8 @@ from model.towers.build import build_towers
 from model.towers.transformer import TransformerTower, transformer_tower
 from model.transformer_tokenizer import TransformerTokenizer, read_transformer_tokenizer
 from shards.augment import mask_words
-from shards.bert_tokens import BertTokens
 from shards.keyed_random import mix
-from tests.model.hub import CAPTIONS, CLS, FAMILIES, ID, MASK, PAD, SEP, save_bert
+from tests.model.hub import CAPTIONS, CLS, FAMILIES, ID, PAD, SEP, save_bert
 
 T = 10
 
@@ -124,6 +123,17 @@ def test_the_mask_is_given_ready_made_and_says_the_same(folder: Path) -> None:
     torch.testing.assert_close(ready.tokens[plain.valid], plain.tokens[plain.valid])
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_no_feature_makes_the_host_wait(folder: Path, training: bool) -> None:
+    """Tensors without values: to branch on one, or to ask for one, is an error."""
+    tower = tower_of(folder, freeze=1, gradient_checkpointing=True, pooling="mean").to("meta").train(training)
+    features = tower(torch.zeros(3, T, dtype=torch.int64, device="meta"))
+    assert features.pooled.shape == (3, 16)
+    tower._ready_mask = False  # as the library would have it, which shows that the check works
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        tower(torch.zeros(3, T, dtype=torch.int64, device="meta"))
+
+
 @pytest.mark.parametrize("name", ["[SEP]", "[PAD]", "[CLS]"])
 def test_the_name_of_a_special_token_in_a_caption_is_text(hub: dict[str, Path], name: str) -> None:
     tokenizer = read_transformer_tokenizer(str(hub["bert"]), T)
@@ -152,19 +162,6 @@ class _MaskWords:
 
     def __call__(self, words: Any, key: np.uint64, mask: int, random_tokens: Any) -> list[list[int]]:
         return mask_words(words, key, mask, random_tokens, self.share)
-
-
-def test_masking_is_that_of_the_loaders_own_tokenizer(tmp_path: Path) -> None:
-    folder = save_bert(tmp_path / "vocab", vocab_file=True)
-    reference = BertTokens(folder / "vocab.txt", T, mask_share=0.6)
-    captions, keys = ["a dog runs , snowboarder ."] * 200, mix(np.arange(200, dtype=np.uint64))
-    tokenizer = masked(folder, 0.6)
-    # "[", "]" and the like can be drawn by both; "[unused0]" by neither
-    assert sorted(tokenizer.random_tokens) == sorted(reference.random_tokens)
-    drawn = tokenizer(captions, keys)
-    assert torch.equal(drawn, reference(captions, keys))
-    assert (drawn == MASK).any()
-    assert torch.equal(tokenizer(captions), reference(captions)), "without keys nothing is drawn"
 
 
 def test_words_are_masked_whole_in_every_family(folder: Path) -> None:
