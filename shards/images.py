@@ -2,9 +2,7 @@
 
 import io
 import math
-import struct
 import warnings
-import zlib
 from collections.abc import Callable
 from functools import partial
 
@@ -13,6 +11,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from shards.decoding import DecodeError, decoding
 from shards.keyed_random import uniforms
 
 Pixels = npt.NDArray[np.uint8]
@@ -21,32 +20,36 @@ Box = tuple[float, float, float, float]
 BoxOf = Callable[[int, int], Box]
 """Width and height of a picture -> the box in pixels that is wanted of it."""
 Transform = Callable[[bytes, np.uint64], Pixels]
-"""An encoded image and the random key of this visit -> (side, side, 3) uint8. Raises one of `DECODE_ERRORS`."""
+"""An encoded image and the random key of this visit -> (side, side, 3) uint8. Raises `DecodeError`."""
 
-DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What decoding raises on bytes that are no image, or on a broken one."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+"""What is opened. Pillow knows more: one of them starts Ghostscript, others hold pictures of any size unseen."""
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused before they are decoded: a decompression bomb."""
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Open encoded bytes; the pixels are not decoded yet. Raises one of `DECODE_ERRORS`."""
-    try:
-        with warnings.catch_warnings():  # Pillow warns from a size on that is refused here in any case
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-    except UnidentifiedImageError:  # its own text holds a memory address, another one in every run
-        raise ValueError("not an image, or of an unknown format") from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"more than {MAX_PIXELS:,} pixels") from None
+    """Open encoded bytes. Raises `DecodeError`.
+
+    The pixels are not decoded yet: whoever does that is to do it within `decoding`.
+    """
+    with decoding():
+        try:
+            with warnings.catch_warnings():  # Pillow warns from a size on that is refused here in any case
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError:  # its own text holds a memory address, another one in every run
+            raise DecodeError("not an image, or of an unknown format") from None
+        except Image.DecompressionBombError:
+            raise DecodeError(f"more than {MAX_PIXELS:,} pixels") from None
     _check_size(image.width, image.height)
     return image
 
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+        raise DecodeError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -72,9 +75,11 @@ def _decode(data: bytes, side: int, box_of: BoxOf, margin: int) -> tuple[Pixels,
     width, height = image.size
     box = box_of(width, height)
     scale = _reduction(side * margin, box)
-    if scale > 1:
-        image.draft("RGB", (max(1, width // scale), max(1, height // scale)))
-    return np.array(to_rgb(image)), _shares(box, width, height)
+    with decoding():
+        if scale > 1:
+            image.draft("RGB", (max(1, width // scale), max(1, height // scale)))
+        pixels = np.array(to_rgb(image))
+    return pixels, _shares(box, width, height)
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int] | None:

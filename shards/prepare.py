@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from shards.decoding import DecodeError, decoding
 from shards.errors import DataError
-from shards.images import DECODE_ERRORS, open_image
+from shards.images import open_image
 from shards.sources.record import Record, Regions, Skipped
 from shards.tarwriter import Sample
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff"}
-"""Pillow's format -> the member's extension; anything else that Pillow decodes is named `img`."""
+"""Pillow's format -> the member's extension; anything else that is decoded is named `img`."""
 MODES = {
     "JPEG": ("L", "RGB", "CMYK"),
     "PNG": ("L", "LA", "RGB", "RGBA", "I;16"),
@@ -58,7 +59,7 @@ def load_sample(record: Record, resize: Resize) -> Sample | Skipped:
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         return _unreadable(record.key, "image file", error)
     try:
-        with open_image(data) as image:
+        with decoding(), open_image(data) as image:
             form, size = image.format or "", _size(image.size, resize.side)
             smaller = size != image.size
             if smaller:
@@ -66,7 +67,7 @@ def load_sample(record: Record, resize: Resize) -> Sample | Skipped:
             image.load()
             if form == "TIFF":  # loading turned it as its orientation says
                 size = _size(image.size, resize.side)
-    except DECODE_ERRORS as error:
+    except DecodeError as error:
         return Skipped(record.key, f"the image does not decode ({error})")
     wanted = resize.format or {"MPO": "JPEG"}.get(form, form)
     if smaller or EXTENSIONS.get(wanted) != EXTENSIONS.get(form):

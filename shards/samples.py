@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from shards.decoding import DecodeError
 from shards.errors import SampleError
-from shards.images import DECODE_ERRORS, Pixels, Transform
+from shards.images import Pixels, Transform
 from shards.manifest import IMAGE, REGIONS, Manifest
 from shards.reader import INDEXES, ShardReader
 from shards.sources.record import Regions
@@ -47,7 +48,7 @@ class SampleLoader:
         raw = self.reader.read(shard, row)
         try:
             pixels = self.transform(raw.image, key) if raw.image is not None else None
-        except DECODE_ERRORS as error:
+        except DecodeError as error:
             raise SampleError(f"{self.reader.name(shard, row)}: the image does not decode ({error})") from None
         held = ((IMAGE, pixels), (REGIONS, raw.regions))
         for name in (name for name, part in held if part is None and name in self.manifest.holds):

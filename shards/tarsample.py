@@ -4,10 +4,9 @@ import io
 import tarfile
 from dataclasses import dataclass
 
-import numpy as np
-
 from shards.errors import SampleError
 from shards.members import REGIONS, captions_of, image_of, split_name
+from shards.regions import decode_regions
 from shards.sources.record import Regions
 
 
@@ -29,20 +28,13 @@ def parse_sample(data: bytes, where: str) -> TarSample:
         named = [(split_name(name), content) for name, content in members_of(data)]
         members = [(names[1], content) for names, content in named if names is not None]
         captions = captions_of(members)
-        regions = next((_array(content) for extension, content in members if extension == REGIONS), None)
+        regions = next((decode_regions(content) for extension, content in members if extension == REGIONS), None)
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise SampleError(f"{where}: damaged sample ({error}); check the file against its manifest") from None
     image = image_of(members)
     if (image is None and regions is None) or not captions:
         raise SampleError(f"{where}: the sample holds no {'image' if captions else 'captions'}")
     return TarSample(image, captions, regions)
-
-
-def _array(content: bytes) -> Regions:
-    array: Regions = np.load(io.BytesIO(content), allow_pickle=False)
-    if array.ndim != 2 or array.dtype.kind != "f" or not len(array):
-        raise ValueError(f"regions of shape {array.shape} and type {array.dtype}")
-    return array.astype(np.float32, copy=False)
 
 
 def members_of(data: bytes) -> list[tuple[str, bytes]]:

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.atomic import building, replacing
+from shards.decoding import DecodeError
 from shards.errors import DataError
-from shards.images import DECODE_ERRORS
 from shards.manifest import (
     IMAGE,
     INDEX_SCHEMA,
@@ -61,7 +61,7 @@ def _looks(reader: ShardReader, work: ShardWork) -> _Looks:
         assert data is not None
         try:
             found = perceptual_hash(data)
-        except DECODE_ERRORS:
+        except DecodeError:
             broken += 1
             continue
         if found is not None:

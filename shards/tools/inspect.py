@@ -5,12 +5,13 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image
 
-from shards.images import DECODE_ERRORS, open_image
+from shards.decoding import decoding
+from shards.images import open_image
 from shards.manifest import Manifest, read_index
 from shards.members import REGIONS, image_of, label_of
+from shards.regions import decode_regions
 from shards.tarwalk import DamagedTarError
 from shards.tools.choose import Choice, choose
 from shards.tools.indexed import sample_at
@@ -66,11 +67,11 @@ def _card(manifest: Manifest, shard: int, row: int) -> Card:
         if image is not None:
             picture = _thumbnail(image)
         elif regions is not None:
-            shape = np.load(io.BytesIO(regions), allow_pickle=False).shape
+            shape = decode_regions(regions).shape
             size, problem = f"regions {' × '.join(map(str, shape))}", "no image, regions alone"
         else:
             problem = "no image"
-    except (DamagedTarError, *DECODE_ERRORS) as error:
+    except (DamagedTarError, OSError, ValueError) as error:
         problem = f"{error}"
     return Card(
         key=index.key(row),
@@ -86,8 +87,8 @@ def _card(manifest: Manifest, shard: int, row: int) -> Card:
 
 
 def _thumbnail(data: bytes) -> str:
-    """A small JPEG as a data URI. Raises one of `DECODE_ERRORS`."""
-    with open_image(data) as image:
+    """A small JPEG as a data URI. Raises `DecodeError`."""
+    with decoding(), open_image(data) as image:
         image.draft("RGB", (THUMBNAIL, THUMBNAIL))
         if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to white
             small = image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")

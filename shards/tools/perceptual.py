@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from shards.decoding import decoding
 from shards.images import open_image, to_rgb
 
 BITS = 64
@@ -22,11 +23,12 @@ _MIN_CONTRAST = 4.0
 def perceptual_hash(data: bytes) -> Hash | None:
     """The hash of an encoded picture; None for one that is almost uniform, whose hash would say nothing.
 
-    Raises one of `shards.images.DECODE_ERRORS`.
+    Raises `shards.decoding.DecodeError`.
     """
     import imagehash
 
-    grey = _small_grey(open_image(data))
+    with decoding():
+        grey = _small_grey(open_image(data))
     if np.asarray(grey, np.float64).std() < _MIN_CONTRAST:
         return None
     return np.packbits(imagehash.phash(grey).hash.ravel())

@@ -1,7 +1,6 @@
 """One tar that somebody wrote -> its rows of an index, and what of it cannot be used."""
 
 import hashlib
-import io
 import zlib
 from collections import Counter
 from collections.abc import Iterable
@@ -10,12 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-
-from shards.images import DECODE_ERRORS, open_image
+from shards.decoding import DecodeError, decoding
+from shards.images import open_image
 from shards.manifest import IMAGE, INDEX_SCHEMA, REGIONS, Rows, content_hash, image_id_of
 from shards.members import REGIONS as REGIONS_MEMBER
 from shards.members import image_of, is_image, label_of
+from shards.regions import decode_regions
 from shards.sources.record import Skipped
 from shards.tarwalk import (
     DamagedTarError,
@@ -117,18 +116,18 @@ def _row(sample: RawSample, holds: tuple[str, ...], decode: bool) -> dict[str, o
             return "no caption"
         regions = dict(members).get(REGIONS_MEMBER)
         if REGIONS in holds:
-            np.load(io.BytesIO(regions or b""), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+            decode_regions(regions or b"")
+    except ValueError as error:
         return f"{error}"
     image = image_of(members) if IMAGE in holds else None
     width, height = 0, 0
     if image is not None:
         try:
-            with open_image(image) as opened:
+            with decoding(), open_image(image) as opened:
                 width, height = opened.size
                 if decode:
                     opened.load()
-        except DECODE_ERRORS as error:
+        except DecodeError as error:
             return f"the image does not decode ({error})"
     content = content_hash(image if image is not None else regions or b"")
     return {

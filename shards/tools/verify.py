@@ -13,8 +13,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from shards.decoding import DecodeError, decoding
 from shards.errors import DataError
-from shards.images import DECODE_ERRORS, open_image
+from shards.images import open_image
 from shards.manifest import (
     IMAGE,
     MANIFEST,
@@ -228,10 +229,10 @@ def _disagreement(
 
 def _image_problem(sample: RawSample, index: ShardIndex, row: int) -> str | None:
     try:
-        with open_image(image_of(sample.members) or b"") as image:
+        with decoding(), open_image(image_of(sample.members) or b"") as image:
             image.load()
             size = image.size
-    except DECODE_ERRORS as error:
+    except DecodeError as error:
         return f"the image does not decode ({error})"
     if size != (index.widths[row], index.heights[row]):
         return f"{size[0]} x {size[1]} pixels, but the index says {index.widths[row]} x {index.heights[row]}"

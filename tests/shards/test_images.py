@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards.images import DECODE_ERRORS, MAX_PIXELS, Pixels, center_crop, open_image, random_resized_crop
+from shards.decoding import DecodeError, decoding
+from shards.images import MAX_PIXELS, Box, Pixels, _crop, center_crop, open_image, random_resized_crop
 from shards.keyed_random import key_of
 
 ANY_KEY = key_of(0)
@@ -231,9 +232,9 @@ def test_any_jpeg_gives_the_pixels_that_pillow_gives(mode: str, options: dict[st
 
 @pytest.mark.parametrize("data", [b"", b"this is no image", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + bytes(40)])
 def test_bytes_that_are_no_image_raise_a_decode_error(data: bytes) -> None:
-    with pytest.raises(DECODE_ERRORS):
+    with pytest.raises(DecodeError), decoding():
         open_image(data).load()
-    with pytest.raises(DECODE_ERRORS) as raised:
+    with pytest.raises(DecodeError) as raised:
         center_crop(8)(data, ANY_KEY)
     assert not re.search("0x[0-9a-f]{6}", str(raised.value)), "a memory address differs from run to run"
 
@@ -243,10 +244,56 @@ def test_a_truncated_image_raises_a_decode_error(form: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     data = encoded(Image.fromarray(noise), form)
     data = data[: -2 if form == "JPEG" else len(data) // 2]  # of JPEG, even the marker of the end is missed
-    with pytest.raises(DECODE_ERRORS):
+    with pytest.raises(DecodeError), decoding():
         open_image(data).load()
-    with pytest.raises(DECODE_ERRORS):
+    with pytest.raises(DecodeError):
         center_crop(8)(data, ANY_KEY)
+
+
+def damaged_avif() -> bytes:
+    """Pillow raises RuntimeError."""
+    data = encoded(coordinates(64, 64), "AVIF")
+    start = data.index(b"mdat") + 4
+    return data[:start] + bytes(len(data) - start)
+
+
+def damaged_tiff() -> bytes:
+    """A resolution where the width of a strip is expected; Pillow raises TypeError."""
+    data = bytearray(encoded(coordinates(64, 64), "TIFF"))
+    data[72] = 5
+    return bytes(data)
+
+
+@pytest.mark.parametrize(("make", "raised"), [(damaged_avif, RuntimeError), (damaged_tiff, TypeError)])
+def test_whatever_a_decoder_raises_is_a_decode_error(make: Callable[[], bytes], raised: type[Exception]) -> None:
+    data = make()
+    with pytest.raises(raised):
+        Image.open(io.BytesIO(data)).convert("RGB")
+    for transform in (center_crop(8), random_resized_crop(8, 0.5)):
+        with pytest.raises(DecodeError):
+            transform(data, ANY_KEY)
+
+
+def test_a_mistake_of_ours_is_no_decode_error() -> None:
+    def box_of(_width: int, _height: int) -> Box:
+        raise TypeError("a mistake")
+
+    for form in ("JPEG", "PNG"):
+        with pytest.raises(TypeError, match="a mistake"):
+            _crop(8, encoded(coordinates(9, 9), form), box_of, 1)
+
+
+@pytest.mark.parametrize("form", ["ICO", "EPS", "TGA", "DDS", "PCX"])
+def test_formats_that_are_not_listed_are_not_opened(form: str) -> None:
+    """EPS would be handed to Ghostscript; an ICO hides the size of the PNG within."""
+    data = encoded(coordinates(32, 32), form)
+    with pytest.raises(DecodeError, match="unknown format"):
+        open_image(data)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"])
+def test_formats_that_are_listed_are_decoded(form: str) -> None:
+    assert center_crop(8)(encoded(coordinates(32, 24), form), ANY_KEY).shape == (8, 8, 3)
 
 
 @settings(max_examples=300, deadline=None)
@@ -258,10 +305,11 @@ def test_a_jpeg_is_refused_in_training_just_when_conversion_refuses_it(data: st.
         damaged[data.draw(st.integers(2, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     usable = True
     try:
-        open_image(bytes(damaged)).convert("RGB")
-    except DECODE_ERRORS:
+        with decoding():
+            open_image(bytes(damaged)).convert("RGB")
+    except DecodeError:
         usable = False
-    with nullcontext() if usable else pytest.raises(DECODE_ERRORS):
+    with nullcontext() if usable else pytest.raises(DecodeError):
         center_crop(8)(bytes(damaged), ANY_KEY)
 
 

@@ -233,7 +233,7 @@ def npy(rows: int) -> bytes:
 def test_what_the_samples_hold_is_found_or_demanded(tmp_path: Path) -> None:
     members = []
     for number in range(4):
-        members += [(f"{number}.regions.npy", npy(number)), (f"{number}.txt", b"words")]
+        members += [(f"{number}.regions.npy", npy(1 + number)), (f"{number}.txt", b"words")]
         members += [(f"{number}.jpg", picture(number))] if number != 2 else []
     write_tar(tmp_path / "t" / "0.tar", members)
     report = index(tmp_path / "t", tmp_path / "found")
@@ -242,8 +242,18 @@ def test_what_the_samples_hold_is_found_or_demanded(tmp_path: Path) -> None:
     report = index(tmp_path / "t", tmp_path / "demanded", holds=("regions",))
     manifest = read_manifest(tmp_path / "demanded")
     assert (manifest.holds, report.samples) == (("regions",), 4)
-    assert read_index(manifest, 0).content.tolist() == [content_hash(npy(number)) for number in range(4)]
+    assert read_index(manifest, 0).content.tolist() == [content_hash(npy(1 + number)) for number in range(4)]
     assert not read_index(manifest, 0).widths.any()
+
+
+def test_regions_that_training_would_refuse_are_left_out(tmp_path: Path) -> None:
+    archive = io.BytesIO()
+    np.savez(archive, a=np.zeros((2, 4), np.float32))
+    members = [("0.regions.npy", npy(2)), ("1.regions.npy", archive.getvalue()), ("2.regions.npy", npy(0))]
+    write_tar(tmp_path / "t" / "0.tar", [one for m in members for one in (m, (f"{m[0][0]}.txt", b"words"))])
+    report = index(tmp_path / "t", tmp_path / "found", holds=("regions",))
+    assert report.samples == 1
+    assert sorted(reasons(report)) == ["0.tar: sample 1", "0.tar: sample 2"]
 
 
 def damaged(folder: Path) -> Path:
