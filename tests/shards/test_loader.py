@@ -1,5 +1,7 @@
 """What the ranks of a run see together, whatever their number, the workers, and the kills in between."""
 
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -317,3 +319,28 @@ def test_a_missing_shard_ends_the_run_in_one_line(
     with pytest.raises(DataError) as raised:
         list(islice(TrainLoader(dataset, 4, Rank(), workers), 3))
     assert str(raised.value) == f"{path}: the shard cannot be opened (No such file or directory)"
+
+
+def mistaken(_captions: list[str]) -> torch.Tensor:
+    raise RuntimeError("a mistake of the tokenizer")
+
+
+def killed(_captions: list[str]) -> torch.Tensor:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def with_tokenizer(manifest: Manifest, tokenizer: Callable[[list[str]], torch.Tensor]) -> TrainLoader:
+    dataset = TrainDataset(TrainingSet((Part(manifest),)), random_resized_crop(16, 0.3), Unkeyed(tokenizer))
+    return TrainLoader(dataset, 4, Rank(), workers=1)
+
+
+def test_a_mistake_in_a_worker_keeps_its_traceback(manifest: Manifest) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)in mistaken\n.*a mistake of the tokenizer"):
+        next(iter(with_tokenizer(manifest, mistaken)))
+
+
+def test_a_worker_that_is_killed_is_told_in_one_line(manifest: Manifest) -> None:
+    with pytest.raises(DataError, match=r"^a loader worker ended unexpectedly \(.*short of memory") as raised:
+        next(iter(with_tokenizer(manifest, killed)))
+    assert "\n" not in str(raised.value)
