@@ -4,13 +4,14 @@ from collections import OrderedDict
 
 from shards.errors import SampleError
 from shards.manifest import Manifest, ShardIndex, read_index
+from shards.order import LIVE_RUNS
 from shards.storage.local import LocalReader
 from shards.storage.location import is_remote
 from shards.storage.remote import RemoteReader
 from shards.tarsample import TarSample, parse_sample
 
-INDEXES = 1024
-"""Indexes kept mapped a reader."""
+INDEXES = 2 * LIVE_RUNS
+"""Indexes kept mapped a reader: more than an epoch draws on at a time, where shards hold a run or more each."""
 
 
 class ShardReader:

@@ -10,6 +10,7 @@ from threading import Event, Lock
 from typing import TYPE_CHECKING
 
 from shards.errors import SampleError
+from shards.order import LIVE_RUNS
 from shards.storage.blocks import Block, BlockTable
 from shards.storage.cache import Cache
 from shards.storage.pool import DaemonPool
@@ -19,8 +20,8 @@ from shards.storage.transfer import DamagedError, transfer
 if TYPE_CHECKING:
     from shards.manifest import ShardIndex
 
-TABLES = 1024
-"""Block tables kept a reader."""
+TABLES = 2 * LIVE_RUNS
+"""Block tables kept a reader, as many as there are indexes."""
 AHEAD = 4
 """At most one part in `AHEAD` of the cache is on its way at once: more would push out what is yet to be read."""
 WASTE = 3

@@ -318,7 +318,7 @@ def test_a_missing_shard_ends_the_run_in_one_line(
     path.unlink()
     with pytest.raises(DataError) as raised:
         list(islice(TrainLoader(dataset, 4, Rank(), workers), 3))
-    assert str(raised.value) == f"{path}: the shard cannot be opened (No such file or directory)"
+    assert str(raised.value) == f"{path}: the shard cannot be read (No such file or directory)"
 
 
 def mistaken(_captions: list[str]) -> torch.Tensor:
