@@ -61,10 +61,13 @@ class ShardReader:
             raise SampleError(f"{self.name(shard, row)}: the shard ends early; check it against its manifest")
         return parse_sample(data, self.name(shard, row))
 
-    def prefetch(self, shard: int, first: int, last: int) -> None:
-        """Have rows `first .. last - 1` of `shard`, at least one, brought up in one sweep, without waiting."""
+    def prefetch(self, shard: int, first: int, last: int) -> bool:
+        """Have rows `first .. last - 1` of `shard`, at least one, brought up in one sweep, without waiting.
+
+        Returns whether the hint is taken as a whole; part of it is dropped where too much is on its way already.
+        """
         location = self._location(shard)
-        self._bytes(location).prefetch(location, self.index(shard), first, last)
+        return self._bytes(location).prefetch(location, self.index(shard), first, last)
 
     def close(self) -> None:
         self._local.close()

@@ -28,13 +28,14 @@ class LocalReader:
         except OSError as error:
             raise DataError(f"{location}: the shard cannot be read ({error.strerror})") from None
 
-    def prefetch(self, location: str, index: "ShardIndex", first: int, last: int) -> None:
-        """Tell the system that rows `first .. last - 1` will be read: it reads them ahead in sequence."""
+    def prefetch(self, location: str, index: "ShardIndex", first: int, last: int) -> bool:
+        """Tell the system that rows `first .. last - 1` will be read, and return True: it takes any hint."""
         start, end = int(index.offsets[first]), int(index.offsets[last - 1] + index.sizes[last - 1])
         try:
             self._files.read_ahead(self._owner, location, end - start, start)
         except OSError as error:
             raise DataError(f"{location}: the shard cannot be read ({error.strerror})") from None
+        return True
 
     def close(self) -> None:
         self._files.close(self._owner)

@@ -72,11 +72,12 @@ class RemoteReader:
                 self._refuse_damaged(block, index, row)
                 return data
 
-    def prefetch(self, location: str, index: "ShardIndex", first: int, last: int) -> None:
+    def prefetch(self, location: str, index: "ShardIndex", first: int, last: int) -> bool:
         """Start to bring rows `first .. last - 1` into the cache; a hint, which may be dropped.
 
-        Errors come up in `read`, should the rows be read.
+        Returns whether all of it is taken. Errors come up in `read`, should the rows be read.
         """
+        taken = True
         for block in self._table(location, index).between(first, last):
             if self._store.use(block.key):
                 continue
@@ -85,7 +86,10 @@ class RemoteReader:
                 failed = known is not None and known.done()
                 most = self.cache.max_bytes // AHEAD
                 too_many = self._bytes_under_way > 0 and self._bytes_under_way + len(block) > most
-                if (known is not None and not failed) or too_many:
+                if known is not None and not failed:
+                    continue
+                if too_many:
+                    taken = False
                     continue
                 if self._pool is None:
                     self._pool = DaemonPool(self.cache.threads, "itm-prefetch")
@@ -93,6 +97,7 @@ class RemoteReader:
                 transferred = self._pool.submit(partial(self._bring_ahead, block, index, self._stopped))
                 self._under_way[block.key] = transferred
             transferred.add_done_callback(partial(self._finished, block))
+        return taken
 
     def close(self) -> None:
         """Break off what is on its way. The reader may be used again."""

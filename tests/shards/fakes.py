@@ -42,6 +42,9 @@ class FakeReader:
 
     def __init__(self, manifest: Manifest, broken: frozenset[int] = frozenset()) -> None:
         self.manifest, self.broken = manifest, broken
+        self.told: list[tuple[int, int, int]] = []
+        """What was to be read ahead."""
+        self.takes_hints = True
         stream = io.BytesIO()
         Image.new("RGB", (2, 2)).save(stream, "PNG")
         self.image = stream.getvalue()
@@ -58,8 +61,10 @@ class FakeReader:
             raise SampleError(f"{self.name(shard, row)}: broken")
         return TarSample(self.image, captions_of(self.number(shard, row)))
 
-    def prefetch(self, shard: int, first: int, last: int) -> None:
+    def prefetch(self, shard: int, first: int, last: int) -> bool:
         assert 0 <= first < last <= self.manifest.samples[shard]
+        self.told.append((shard, first, last))
+        return self.takes_hints
 
     def index(self, shard: int) -> SimpleNamespace:
         numbers = self.manifest.first_sample[shard] + np.arange(self.manifest.samples[shard])

@@ -412,11 +412,13 @@ def test_no_more_is_under_way_than_the_cache_bears(
             reader.index(shard)
         server.reset()
         server.latency = 0.1
-        for shard in range(5):
-            reader.prefetch(shard, 0, PER_SHARD)
+        taken = [reader.prefetch(shard, 0, PER_SHARD) for shard in range(5)]
+        assert taken[0]
+        assert not taken[-1], "what is dropped is told, so that it can be asked for again"
         wait_until(lambda: server.bytes_sent > 30_000)
         time.sleep(0.3)
         assert server.bytes_sent <= 50_000
+        assert reader.prefetch(4, 0, PER_SHARD)
 
 
 def test_closing_breaks_off_transfers_and_the_reader_may_go_on(
