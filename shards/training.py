@@ -207,7 +207,8 @@ class TrainDataset(Dataset[Batch]):
     ) -> tuple[_Visit, Loaded]:
         """The sample at `position`, or the first usable one after it in the epoch's order."""
         total = self.training_set.num_visits
-        for step in range(min(MOST_REPLACEMENTS, total)):
+        tries = min(MOST_REPLACEMENTS, total)
+        for step in range(tries):
             if step:
                 following = np.array([(position + step) % total], np.int64)
                 visit = self._visits(self.order.locate(epoch, following))[0]
@@ -216,7 +217,7 @@ class TrainDataset(Dataset[Batch]):
             except SampleError as error:
                 undecodable.append(Undecodable(visit.sample, str(error)))
         raise DataError(
-            f"{self.training_set.name}: {len(undecodable):,} samples in a row do not decode; the last: "
+            f"{self.training_set.name}: {tries:,} samples in a row do not decode; the last: "
             f"{undecodable[-1].reason}"
         )
 

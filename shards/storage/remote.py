@@ -9,7 +9,7 @@ from functools import partial
 from threading import Event, Lock
 from typing import TYPE_CHECKING
 
-from shards.errors import SampleError
+from shards.errors import DataError, SampleError
 from shards.order import LIVE_RUNS
 from shards.storage.blocks import Block, BlockTable
 from shards.storage.cache import Cache
@@ -27,6 +27,7 @@ AHEAD = 4
 WASTE = 3
 """Bytes transferred for each that is read, above which the cache is called too small."""
 _PATIENCE = 5.0  # seconds
+MEND = "index it again with `itm shards index`, or put back the tar that was converted"
 _DAMAGED = "arrives damaged, with another CRC-32 than in the index"
 
 _log = logging.getLogger(__name__)
@@ -57,7 +58,8 @@ class RemoteReader:
     def read(self, location: str, index: "ShardIndex", row: int) -> bytes:
         """The bytes of the sample at `row`, from the cache, or with its whole block from the network.
 
-        Raises `SampleError` when they arrive damaged in all attempts, `DataError` when they cannot be had.
+        Raises `SampleError` when they arrive damaged in all attempts, `DataError` when they cannot be had, or
+        when all samples of a block arrive damaged: then the tar is another one.
         """
         block = self._table(location, index).holding(row)
         self.bytes_read += int(index.sizes[row])
@@ -157,9 +159,15 @@ class RemoteReader:
                 return None
             try:
                 data = transfer(block.location, self.cache, (block.start, block.end), check, stopped)
-            except DamagedError as error:  # the other samples are whole
+            except DamagedError as error:
                 data = error.data
-                self._damaged.update((block.key, row) for row in _damaged_rows(block, index, data))
+                damaged = list(_damaged_rows(block, index, data))
+                if len(damaged) == block.last - block.first > 1:
+                    raise DataError(
+                        f"{block.location}: not the tar that its index describes (rows {block.first} to "
+                        f"{block.last - 1} all have another CRC-32); {MEND}"
+                    ) from None
+                self._damaged.update((block.key, row) for row in damaged)  # the other samples are whole
             self._store.put(block.key, data)
         with self._lock:
             self.bytes_transferred += len(data)

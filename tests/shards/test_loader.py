@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import shards.training
 from shards.batch import Batch
 from shards.errors import DataError
 from shards.images import random_resized_crop
@@ -198,6 +199,15 @@ def test_a_data_set_of_nothing_but_broken_samples_ends_the_run() -> None:
     dataset = fake_training([9], broken=frozenset(range(9)))
     with pytest.raises(DataError, match=r"nowhere-0: 9 samples in a row do not decode; the last: .* broken"):
         next(iter(TrainLoader(dataset, 3, Rank())))
+
+
+def test_the_samples_in_a_row_are_counted_without_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards.training, "MOST_REPLACEMENTS", 3)
+    # the first of the batch is replaced once; later four in a row of the epoch's order do not decode
+    order = epoch_order(np.array([40]), 0, 0).locate(np.arange(40))[1].tolist()
+    dataset = fake_training([40], broken=frozenset([order[0], *order[10:14]]))
+    with pytest.raises(DataError, match="nowhere-0: 3 samples in a row do not decode"):
+        next(iter(TrainLoader(dataset, 20, Rank())))
 
 
 def test_batches_follow_the_canonical_order() -> None:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import fsspec
@@ -13,9 +14,13 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from shards.errors import DataError, SampleError
+from shards.images import center_crop
+from shards.loader import Rank, TrainLoader
 from shards.manifest import Manifest, read_index, read_manifest
 from shards.storage import blocks, remote
 from shards.storage.fetch import fetch
+from shards.training import Part, TrainDataset, TrainingSet, Unkeyed
+from tests.shards.fakes import tokenize
 from tests.shards.file_server import FileServer, serve
 from tests.shards.remote_cases import (
     PER_SHARD,
@@ -267,6 +272,35 @@ def test_a_sample_damaged_at_its_source_is_named_and_the_others_are_read(
         with pytest.raises(SampleError, match=damaged):
             reader.read(0, 2)
         assert server.count(".tar") == 3
+
+
+def test_a_tar_that_was_replaced_ends_the_run_instead_of_being_damaged_sample_by_sample(
+    tmp_path: Path, make_shards: Callable[..., Manifest]
+) -> None:
+    manifest = make_shards(tmp_path / "train", 60, per_shard=PER_SHARD)
+    for shard in range(5):
+        path = Path(manifest.shard_location(shard))
+        path.write_bytes(bytes(path.stat().st_size))
+    with serve(tmp_path / "train") as server:
+        parts = (Part(read_manifest(server.url, quick_cache(tmp_path / "cache"))),)
+        dataset = TrainDataset(TrainingSet(parts), center_crop(8), Unkeyed(tokenize))
+        told = r"train-00000\d\.tar: not the tar that its index describes \(rows 0 to 11 .*\); index it again"
+        with closing(dataset.loaders[0].reader), pytest.raises(DataError, match=told) as raised:
+            next(iter(TrainLoader(dataset, 8, Rank())))
+        assert not isinstance(raised.value, SampleError)
+
+
+def test_each_attempt_that_fails_is_logged(
+    server: FileServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.faults = ["503", "truncate"]
+    with caplog.at_level(logging.WARNING), reader_of(server.url, quick_cache(tmp_path)) as reader:
+        reader.read(0, 3)
+    where = f"{server.url}/train-000000.tar: "
+    first, second = caplog.messages
+    assert first == f"{where}HTTP 503 Service Unavailable (attempt 1 of 3)"
+    assert second.startswith(where)
+    assert second.endswith("(attempt 2 of 3)")
 
 
 def test_a_shard_that_ends_early_is_told(tmp_path: Path, make_shards: Callable[..., Manifest]) -> None:
