@@ -28,6 +28,8 @@ class ReadAhead:
             for run in zip(runs.shard.tolist(), runs.first_row.tolist(), runs.last_row.tolist(), strict=True):
                 if (dataset, epoch, *run[:2]) not in self._told:
                     new[dataset, epoch, *run[:2]] = run[2]
+        for number, loader in enumerate(self.loaders):
+            loader.reader.bring_indexes(shard for dataset, _epoch, shard, _first in new if dataset == number)
         for (dataset, epoch, shard, first), last in new.items():
             if self._prefetch(dataset, shard, first, last):
                 self._told[dataset, epoch, shard, first] = None

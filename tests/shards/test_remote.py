@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import shutil
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from shards.errors import DataError, SampleError
+from shards.evaluation import EvaluationDataset, evaluation_batches
 from shards.images import center_crop
 from shards.loader import Rank, TrainLoader
 from shards.manifest import Manifest, read_index, read_manifest
@@ -399,6 +401,53 @@ def test_prefetching_hides_latency(server: FileServer, tmp_path: Path, monkeypat
     assert server.most_at_once == 4
     assert took[False] > 30 * 0.05
     assert took[True] < took[False] / 2, "with 4 transfers at once up to 4 times as fast"
+
+
+def test_indexes_are_fetched_side_by_side_and_once(server: FileServer, tmp_path: Path) -> None:
+    with reader_of(server.url, quick_cache(tmp_path)) as reader:
+        server.reset()
+        server.latency = 0.2
+        reader.bring_indexes([0, 1, 2, 3, 4, 0])
+        assert server.most_at_once == 5
+        for shard in range(5):
+            assert len(reader.index(shard)) == PER_SHARD
+        reader.bring_indexes(range(5))
+        assert len(server.requests) == server.count(".arrow") == 5
+
+
+def test_an_index_that_is_missing_is_told_when_several_are_fetched(root: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(root, tmp_path / "train"))
+    (copy / "train-000003.index.arrow").unlink()
+    with serve(copy) as server, reader_of(server.url, quick_cache(tmp_path / "cache")) as reader:
+        with pytest.raises(DataError, match=r"train-000003\.index\.arrow: no such file"):
+            reader.bring_indexes(range(5))
+        wait_until(lambda: not transfer_threads())
+
+
+def test_a_first_batch_waits_for_one_round_of_indexes(server: FileServer, tmp_path: Path) -> None:
+    parts = (Part(read_manifest(server.url, quick_cache(tmp_path))),)
+    dataset = TrainDataset(TrainingSet(parts), center_crop(8), Unkeyed(tokenize))
+    server.reset()
+    server.latency, server.most_at_once = 0.2, 0
+    with closing(dataset.loaders[0].reader):
+        next(iter(TrainLoader(dataset, 8, Rank())))
+    assert all(path.endswith(".arrow") for path in server.requests[:5])
+    assert server.most_at_once == 5
+
+
+@pytest.mark.parametrize("batch_size", [5, 30])
+def test_an_evaluation_is_read_ahead(
+    server: FileServer, tmp_path: Path, small_blocks: None, batch_size: int
+) -> None:
+    manifest = read_manifest(server.url, quick_cache(tmp_path))
+    dataset = EvaluationDataset(manifest, center_crop(8), tokenize)
+    server.reset()
+    server.latency, server.most_at_once = 0.05, 0
+    with closing(dataset.loader.reader):
+        batches = list(evaluation_batches(dataset, batch_size, Rank()))
+    assert sum(map(len, batches)) == SAMPLES
+    assert server.most_at_once > 1
+    assert server.count(".tar") == SAMPLES // 4, "every block once"
 
 
 def test_a_read_waits_for_the_transfer_under_way(server: FileServer, tmp_path: Path) -> None:
