@@ -71,8 +71,12 @@ class TrainingSet:
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """Visits of each data set in one epoch."""
+        """Visits of each data set in one epoch. Raises `DataError` where a data set gives none."""
         sizes = [int(part.sizes.sum()) for part in self.parts]
+        for part in self.parts:
+            if not (part.manifest.num_samples and part.manifest.num_captions):
+                lacking = "captions" if part.manifest.num_samples else "samples"
+                raise DataError(f"{part.manifest.location}: the data set holds no {lacking}; leave it out")
         weights = [part.weight for part in self.parts]
         return epoch_counts(sizes, weights) if self.mix == "epoch" else sampling_counts(sizes, weights)
 

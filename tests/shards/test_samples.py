@@ -2,17 +2,20 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from shards.convert import Options, write_split
-from shards.errors import SampleError
+from shards.errors import DataError, SampleError
 from shards.images import center_crop
 from shards.manifest import Manifest, read_index, read_manifest
 from shards.samples import SampleLoader
 from shards.tarsample import TarSample
+from shards.training import Captions, Part, TrainingSet
+from tests.shards.fakes import fake_manifest
 from tests.shards.pictures import with_regions
 from tests.shards.test_images import damaged_avif, damaged_tiff
 
@@ -57,3 +60,17 @@ def test_regions_saved_as_an_archive_are_a_damaged_sample(with_both: Manifest) -
     path.write_bytes(data[:place] + stream.getvalue()[:8] + data[place + 8 :])
     with pytest.raises(SampleError, match="sample key-000: damaged sample"):
         SampleLoader(with_both, center_crop(8)).load(0, 0, KEY)
+
+
+@pytest.mark.parametrize("captions", ["one", "first", "all"])
+@pytest.mark.parametrize(("column", "told"), [("captions", "captions"), ("samples", "samples")])
+def test_a_data_set_that_gives_nothing_is_told_as_such_and_not_by_its_weight(
+    captions: Captions, column: str, told: str
+) -> None:
+    whole, empty = fake_manifest([3, 4], "whole"), fake_manifest([3, 4], "empty")
+    empty = replace(empty, captions=np.zeros(2, np.int64))
+    if column == "samples":
+        empty = replace(empty, samples=np.zeros(2, np.int64))
+    parts = (Part(whole, captions=captions), Part(empty, captions=captions))
+    with pytest.raises(DataError, match=f"^empty: the data set holds no {told}; leave it out$"):
+        assert TrainingSet(parts).counts
