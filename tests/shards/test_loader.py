@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 import shards.training
@@ -71,14 +71,16 @@ def datasets(draw: st.DrawFn) -> TrainDataset:
     broken = (
         draw(st.frozensets(st.integers(0, sum(sizes[0]) - 1), max_size=2)) if sum(sizes[0]) > 3 else frozenset()
     )
-    return fake_training(
-        *sizes,
-        seed=draw(st.integers(0, 9)),
-        captions=draw(st.sampled_from(["one", "first", "all"])),
-        weights=weights,
-        mix=draw(st.sampled_from(["epoch", "sampling"])),
-        broken=broken,
-    )
+    settings = {
+        "seed": draw(st.integers(0, 9)),
+        "captions": draw(st.sampled_from(["one", "first", "all"])),
+        "mix": draw(st.sampled_from(["epoch", "sampling"])),
+    }
+    try:
+        return fake_training(*sizes, weights=weights, broken=broken, **settings)
+    except DataError as error:
+        assert "gives it no sample in an epoch" in str(error)
+        reject()
 
 
 @st.composite
