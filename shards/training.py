@@ -95,6 +95,14 @@ class TrainingSet:
     def num_samples(self) -> int:
         return sum(part.manifest.num_samples for part in self.parts)
 
+    @cached_property
+    def holds(self) -> tuple[str, ...]:
+        """What all data sets hold, and so every batch. Raises `DataError` where that is nothing."""
+        shared = set.intersection(*(set(part.manifest.holds) for part in self.parts))
+        if not shared:
+            raise DataError(f"{self.name}: some hold images alone, others regions alone; leave one kind out")
+        return tuple(sorted(shared))
+
     @property
     def name(self) -> str:
         """The folders, for messages."""
@@ -139,7 +147,7 @@ class TrainDataset(Dataset[Batch]):
     ) -> None:
         self.training_set, self.tokenize = training_set, tokenize
         self.seed, self.region_drop = seed, region_drop
-        self.loaders = [SampleLoader(part.manifest, transform) for part in training_set.parts]
+        self.loaders = [SampleLoader(part.manifest, transform, training_set.holds) for part in training_set.parts]
         self.order = MixtureOrder([part.sizes for part in training_set.parts], training_set.counts, seed)
         self.ahead = ReadAhead(self.loaders, [part.captions == "all" for part in training_set.parts])
 
@@ -211,8 +219,7 @@ class TrainDataset(Dataset[Batch]):
     ) -> tuple[_Visit, Loaded]:
         """The sample at `position`, or the first usable one after it in the epoch's order."""
         total = self.training_set.num_visits
-        tries = min(MOST_REPLACEMENTS, total)
-        for step in range(tries):
+        for step in range(tries := min(MOST_REPLACEMENTS, total)):
             if step:
                 following = np.array([(position + step) % total], np.int64)
                 visit = self._visits(self.order.locate(epoch, following))[0]
