@@ -61,12 +61,14 @@ class Batch:
 def stack_images(pixels: Sequence[Pixels | None]) -> torch.Tensor | None:
     """(B, side, side, 3) uint8, or None where the data set holds no images."""
     held = [one for one in pixels if one is not None]
+    assert len(held) in (0, len(pixels)), "rows without an image would shift the others"
     return torch.from_numpy(np.stack(held)) if held else None
 
 
 def stack_regions(regions: Sequence[Regions | None]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """(B, R, F) float32 and (B, R) bool, R the largest number of regions; None without regions."""
     held = [one for one in regions if one is not None]
+    assert len(held) in (0, len(regions)), "rows without regions would shift the others"
     if not held:
         return None, None
     most = max(len(one) for one in held)

@@ -1,7 +1,7 @@
 """A folder of shards for evaluation: every sample once with all of its captions, in the manifest's order."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -25,6 +25,8 @@ class Span:
 
     first: int
     last: int
+    following: "Span | None" = None
+    """What the same process is asked for next: it is read ahead."""
 
 
 class EvaluationDataset(Dataset[Batch]):
@@ -34,7 +36,23 @@ class EvaluationDataset(Dataset[Batch]):
         self.manifest, self.tokenize = manifest, tokenize
         self.loader = SampleLoader(manifest, transform)
 
+    def _read_ahead(self, spans: list[Span]) -> None:
+        """Have the reader bring up the rows of the spans, all at once."""
+        ends = np.cumsum(self.manifest.samples)
+        runs: list[tuple[int, int, int]] = []
+        for span in spans:
+            low, high = np.searchsorted(ends, (span.first, span.last - 1), side="right").tolist()
+            for shard in range(low, high + 1):
+                before, size = int(self.manifest.first_sample[shard]), int(self.manifest.samples[shard])
+                first, last = max(span.first - before, 0), min(span.last - before, size)
+                if first < last:  # some shards may be empty
+                    runs.append((shard, first, last))
+        self.loader.reader.bring_indexes(shard for shard, _first, _last in runs)
+        for run in runs:
+            self.loader.reader.prefetch(*run)
+
     def __getitem__(self, span: Span) -> Batch:
+        self._read_ahead([span, span.following] if span.following else [span])
         samples = np.arange(span.first, span.last)
         shards = np.searchsorted(self.manifest.first_sample, samples, side="right") - 1
         rows = samples - self.manifest.first_sample[shards]
@@ -72,4 +90,6 @@ def evaluation_batches(
     longest = -(-total // world_size)
     batches = -(-longest // batch_size)
     edges = [start + (end - start) * place // batches for place in range(batches + 1)]
-    return serve(dataset, [Span(a, b) for a, b in pairwise(edges)], workers)
+    spans = [Span(a, b) for a, b in pairwise(edges)]
+    after = dict(zip(spans, spans[max(1, workers) :], strict=False))  # the processes take turns
+    return serve(dataset, [replace(span, following=after.get(span)) for span in spans], workers)

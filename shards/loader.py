@@ -70,7 +70,8 @@ def serve(dataset: Dataset[Batch], requests: Iterable[Any], workers: int, pin: b
         try:
             batch = next(batches, None)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            # torch's own words for a worker that is gone; an error raised in one begins with "Caught"
+            if not str(error).startswith("DataLoader worker (pid"):
                 raise
             raise DataError(
                 f"a loader worker ended unexpectedly ({str(error).splitlines()[0]}); if it was short of memory, "

@@ -38,6 +38,14 @@ class Located(NamedTuple):
     row: Ints
 
 
+class DatasetRuns(NamedTuple):
+    """Runs of one data set in one epoch of its own."""
+
+    dataset: int
+    epoch: int
+    runs: Runs
+
+
 def dataset_seed(seed: int, dataset: int) -> int:
     """The seed of one of a mixture's data sets; the first one's is that of the run."""
     return int(key_of(seed, _DATASET, dataset)) if dataset else seed
@@ -77,7 +85,7 @@ class MixtureOrder:
             shard[members], row[members] = order.locate(own_position[members])
         return Located(dataset, own_epoch, shard, row)
 
-    def runs(self, epoch: int, positions: Ints) -> list[tuple[int, Runs]]:
+    def runs(self, epoch: int, positions: Ints) -> list[DatasetRuns]:
         """For every data set, and every epoch of its own, the runs that the samples at positions lie in.
 
         As `EpochOrder.runs`. A data set stands twice where its own epoch ends among the positions.
@@ -85,9 +93,9 @@ class MixtureOrder:
         dataset, own_epoch, own_position = self._own(epoch, positions)
         found = []
         for members in self._parts(dataset, own_epoch):
-            number = int(dataset[members[0]])
-            order = self._order(number, int(own_epoch[members[0]]))
-            found.append((number, order.runs(own_position[members])))
+            number, epoch_of = int(dataset[members[0]]), int(own_epoch[members[0]])
+            runs = self._order(number, epoch_of).runs(own_position[members])
+            found.append(DatasetRuns(number, epoch_of, runs))
         return found
 
     def batch_positions(self, epoch: int, start: int, count: int) -> Ints:

@@ -12,9 +12,9 @@ of new runs are spread evenly, over the epoch and over the ranks. Small data set
 single samples, so that they mix fully, and single windows.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +29,16 @@ RUNS_PER_LANE = 64
 """A lane holds at least this many runs, or runs of one sample."""
 WINDOW = 16384
 """Samples that are permuted among themselves within a lane."""
+LIVE_RUNS = LANES * (WINDOW // RUN_LENGTH + 1)
+"""Runs that an epoch draws on at a time, each in a shard of its own in a large data set."""
 STAGGER: Ints = np.array([int(f"{lane:06b}"[::-1], 2) * (WINDOW // LANES) for lane in range(LANES)])
 """(LANES,) how much earlier than lane 0's each lane's windows end.
 
 Neighbouring lanes are far apart (the lane's bits in reverse), so that a rank's few lanes, too, take turns.
 """
+
+WINDOWS_KEPT = 2 * LANES
+"""Of an order, 32 KiB each: a batch, with what is read ahead, may lie across the end of one in every lane."""
 
 _RUNS, _WINDOW = 1, 2  # what a permutation is for; part of its key
 
@@ -60,6 +65,10 @@ class EpochOrder:
     """(runs,) the first sample of each run within its shard."""
     run_start: Ints
     """(runs + 1,) the place of each run's first sample in the permuted sequence, and the sequence's length."""
+    _windows: OrderedDict[tuple[int, int], npt.NDArray[np.uint16]] = field(
+        default_factory=OrderedDict, init=False, repr=False
+    )
+    """The permutations of the windows used last, by lane and window."""
 
     def locate(self, positions: Ints) -> tuple[Ints, Ints]:
         """Shard and row within the shard, `(n,)` each, for `(n,)` positions in `0 .. num_samples - 1`."""
@@ -88,15 +97,21 @@ class EpochOrder:
         sequence = lane * shorter + np.minimum(lane, longer) + first
         for members in groups(lane + LANES * window):
             one = members[0]
-            shuffled = _window(self.seed, self.epoch, int(lane[one]), int(window[one]), int(length[one]))
+            shuffled = self._window(int(lane[one]), int(window[one]), int(length[one]))
             sequence[members] += shuffled[place[members] - first[one]]
         run = np.searchsorted(self.run_start, sequence, side="right") - 1
         return run, sequence - self.run_start[run]
 
-
-@lru_cache(maxsize=16 * LANES)  # the live windows of several data sets: 16 KiB each
-def _window(seed: int, epoch: int, lane: int, window: int, length: int) -> npt.NDArray[np.uint16]:
-    return permutation(key_of(seed, epoch, _WINDOW, lane, window), length).astype(np.uint16)
+    def _window(self, lane: int, window: int, length: int) -> npt.NDArray[np.uint16]:
+        # kept by the order itself: one cache of all orders would be too small for a large mixture
+        key = (lane, window)
+        if key not in self._windows:
+            shuffled = permutation(key_of(self.seed, self.epoch, _WINDOW, lane, window), length)
+            self._windows[key] = shuffled.astype(np.uint16)
+            if len(self._windows) > WINDOWS_KEPT:
+                self._windows.popitem(last=False)
+        self._windows.move_to_end(key)
+        return self._windows[key]
 
 
 def groups(labels: Ints) -> Iterator[Ints]:

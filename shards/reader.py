@@ -1,16 +1,24 @@
 """Random access to the samples of a folder of shards, wherever their tars lie: one positioned read a sample."""
 
 from collections import OrderedDict
+from collections.abc import Iterable
+from functools import partial
 
 from shards.errors import SampleError
 from shards.manifest import Manifest, ShardIndex, read_index
+from shards.order import LIVE_RUNS
 from shards.storage.local import LocalReader
 from shards.storage.location import is_remote
+from shards.storage.pool import DaemonPool
 from shards.storage.remote import RemoteReader
 from shards.tarsample import TarSample, parse_sample
 
-INDEXES = 1024
-"""Indexes kept mapped a reader."""
+INDEXES = 2 * LIVE_RUNS
+"""Indexes kept mapped a reader: more than an epoch draws on at a time, where shards hold a run or more each."""
+
+INDEX_THREADS = 16
+"""Indexes fetched at once: they are small, so what they cost is waiting."""
+_PATIENCE = 0.1  # seconds
 
 
 class ShardReader:
@@ -36,13 +44,32 @@ class ShardReader:
         return self._locations[shard]
 
     def index(self, shard: int) -> ShardIndex:
-        if shard in self._indexes:
-            self._indexes.move_to_end(shard)
-            return self._indexes[shard]
-        index = self._indexes[shard] = read_index(self.manifest, shard)
+        if shard not in self._indexes:
+            return self._keep(shard, read_index(self.manifest, shard))
+        self._indexes.move_to_end(shard)
+        return self._indexes[shard]
+
+    def _keep(self, shard: int, index: ShardIndex) -> ShardIndex:
+        self._indexes[shard] = index
         if len(self._indexes) > INDEXES:
             self._indexes.popitem(last=False)
         return index
+
+    def bring_indexes(self, shards: Iterable[int]) -> None:
+        """Have the indexes of `shards` at hand; those behind URLs are fetched side by side.
+
+        Raises `DataError` when one cannot be had.
+        """
+        missing = [shard for shard in dict.fromkeys(shards) if shard not in self._indexes]
+        if len(missing) < 2 or not is_remote(self.manifest.location):
+            return  # `index` reads it
+        pool = DaemonPool[ShardIndex](min(INDEX_THREADS, len(missing)), "itm-indexes")
+        try:
+            fetched = [pool.submit(partial(read_index, self.manifest, shard)) for shard in missing]
+            for shard, index in zip(missing, fetched, strict=True):
+                self._keep(shard, index.result())
+        finally:
+            pool.close(_PATIENCE)
 
     def name(self, shard: int, row: int) -> str:
         """A sample, for messages."""
@@ -60,10 +87,13 @@ class ShardReader:
             raise SampleError(f"{self.name(shard, row)}: the shard ends early; check it against its manifest")
         return parse_sample(data, self.name(shard, row))
 
-    def prefetch(self, shard: int, first: int, last: int) -> None:
-        """Have rows `first .. last - 1` of `shard`, at least one, brought up in one sweep, without waiting."""
+    def prefetch(self, shard: int, first: int, last: int) -> bool:
+        """Have rows `first .. last - 1` of `shard`, at least one, brought up in one sweep, without waiting.
+
+        Returns whether the hint is taken as a whole; part of it is dropped where too much is on its way already.
+        """
         location = self._location(shard)
-        self._bytes(location).prefetch(location, self.index(shard), first, last)
+        return self._bytes(location).prefetch(location, self.index(shard), first, last)
 
     def close(self) -> None:
         self._local.close()

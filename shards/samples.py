@@ -1,6 +1,7 @@
 """A sample's bytes -> what a batch is made of: pixels, regions, captions."""
 
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +28,10 @@ class Loaded:
 class SampleLoader:
     """Reads and decodes single samples of one folder of shards."""
 
-    def __init__(self, manifest: Manifest, transform: Transform) -> None:
+    def __init__(self, manifest: Manifest, transform: Transform, parts: Collection[str] | None = None) -> None:
+        """`parts` are those of `manifest.holds` that are wanted; all of them where it is not given."""
         self.manifest, self.transform = manifest, transform
+        self.parts = manifest.holds if parts is None else parts
         self.reader = ShardReader(manifest)
         self._caption_ends: OrderedDict[int, npt.NDArray[np.int64]] = OrderedDict()
 
@@ -46,11 +49,14 @@ class SampleLoader:
         Raises `SampleError` where it is damaged, `DataError` where its shard cannot be read at all.
         """
         raw = self.reader.read(shard, row)
+        # no more than what is wanted, should a sample hold more: all rows of a batch have the same parts
+        image = raw.image if IMAGE in self.parts else None
+        regions = raw.regions if REGIONS in self.parts else None
+        for name, part in ((IMAGE, image), (REGIONS, regions)):
+            if part is None and name in self.parts:
+                raise SampleError(f"{self.reader.name(shard, row)}: the sample holds no {name}")
         try:
-            pixels = self.transform(raw.image, key) if raw.image is not None else None
+            pixels = None if image is None else self.transform(image, key)
         except DecodeError as error:
             raise SampleError(f"{self.reader.name(shard, row)}: the image does not decode ({error})") from None
-        held = ((IMAGE, pixels), (REGIONS, raw.regions))
-        for name in (name for name, part in held if part is None and name in self.manifest.holds):
-            raise SampleError(f"{self.reader.name(shard, row)}: the sample holds no {name}")
-        return Loaded(pixels, raw.regions, raw.captions, int(self.reader.index(shard).image_ids[row]))
+        return Loaded(pixels, regions, raw.captions, int(self.reader.index(shard).image_ids[row]))

@@ -16,7 +16,8 @@ from shards.errors import DataError, SampleError
 from shards.images import Transform
 from shards.keyed_random import below, key_of
 from shards.manifest import Manifest
-from shards.mixture import Located, MixtureOrder, epoch_counts, sampling_counts
+from shards.mixture import DatasetRuns, Located, MixtureOrder, epoch_counts, sampling_counts
+from shards.read_ahead import ReadAhead
 from shards.samples import Loaded, SampleLoader
 from shards.sources.record import Regions
 
@@ -38,8 +39,6 @@ class Unkeyed:
 _CROP, _CAPTION, _WORDS, _REGIONS = 3, 4, 7, 8  # what a random number is for; part of its key
 BATCHES_AHEAD = 2
 """What this many of a worker's next batches need is read ahead."""
-MOST_ANNOUNCED = 1 << 14
-"""Runs that are remembered as read ahead already."""
 MOST_REPLACEMENTS = 1000
 """Undecodable samples in a row after which the data set is taken to be broken."""
 
@@ -72,8 +71,12 @@ class TrainingSet:
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """Visits of each data set in one epoch."""
+        """Visits of each data set in one epoch. Raises `DataError` where a data set gives none."""
         sizes = [int(part.sizes.sum()) for part in self.parts]
+        for part in self.parts:
+            if not (part.manifest.num_samples and part.manifest.num_captions):
+                lacking = "captions" if part.manifest.num_samples else "samples"
+                raise DataError(f"{part.manifest.location}: the data set holds no {lacking}; leave it out")
         weights = [part.weight for part in self.parts]
         return epoch_counts(sizes, weights) if self.mix == "epoch" else sampling_counts(sizes, weights)
 
@@ -91,6 +94,14 @@ class TrainingSet:
     @property
     def num_samples(self) -> int:
         return sum(part.manifest.num_samples for part in self.parts)
+
+    @cached_property
+    def holds(self) -> tuple[str, ...]:
+        """What all data sets hold, and so every batch. Raises `DataError` where that is nothing."""
+        shared = set.intersection(*(set(part.manifest.holds) for part in self.parts))
+        if not shared:
+            raise DataError(f"{self.name}: some hold images alone, others regions alone; leave one kind out")
+        return tuple(sorted(shared))
 
     @property
     def name(self) -> str:
@@ -136,9 +147,9 @@ class TrainDataset(Dataset[Batch]):
     ) -> None:
         self.training_set, self.tokenize = training_set, tokenize
         self.seed, self.region_drop = seed, region_drop
-        self.loaders = [SampleLoader(part.manifest, transform) for part in training_set.parts]
+        self.loaders = [SampleLoader(part.manifest, transform, training_set.holds) for part in training_set.parts]
         self.order = MixtureOrder([part.sizes for part in training_set.parts], training_set.counts, seed)
-        self._announced: set[tuple[int, int, int]] = set()
+        self.ahead = ReadAhead(self.loaders, [part.captions == "all" for part in training_set.parts])
 
     def _positions(self, request: Request) -> npt.NDArray[np.int64]:
         """Of the whole global batch; what the epoch lacks is filled from its start."""
@@ -150,26 +161,14 @@ class TrainDataset(Dataset[Batch]):
         """Have the readers bring up the runs of this batch, and of this worker's next ones."""
         worker = get_worker_info()
         stride = (worker.num_workers if worker else 1) * request.global_batch_size
+        found: list[DatasetRuns] = []
         for step in range(1 + BATCHES_AHEAD):
             position = request.position + step * stride
             if step and position >= self.training_set.num_visits:
-                return  # the next epoch's first runs are read without notice
+                break  # the next epoch's first runs are read without notice
             positions = self._positions(replace(request, position=position))[request.first : request.last]
-            for part, runs in self.order.runs(request.epoch, positions):
-                for run in zip(runs.shard.tolist(), runs.first_row.tolist(), runs.last_row.tolist(), strict=True):
-                    self._announce(part, *run)
-
-    def _announce(self, part: int, shard: int, first: int, last: int) -> None:
-        if (part, shard, first) in self._announced:
-            return
-        if len(self._announced) >= MOST_ANNOUNCED:
-            self._announced.clear()
-        self._announced.add((part, shard, first))
-        if self.training_set.parts[part].captions == "all":  # a run of captions: of the images they belong to
-            ends = self.loaders[part].caption_ends(shard)
-            first, last = np.searchsorted(ends, [first, last - 1], side="right").tolist()
-            last += 1
-        self.loaders[part].reader.prefetch(shard, first, last)
+            found += self.order.runs(request.epoch, positions)
+        self.ahead.tell(found)
 
     def _visits(self, located: Located) -> list[_Visit]:
         return [self._visit(*place) for place in zip(*(column.tolist() for column in located), strict=True)]
@@ -220,7 +219,7 @@ class TrainDataset(Dataset[Batch]):
     ) -> tuple[_Visit, Loaded]:
         """The sample at `position`, or the first usable one after it in the epoch's order."""
         total = self.training_set.num_visits
-        for step in range(min(MOST_REPLACEMENTS, total)):
+        for step in range(tries := min(MOST_REPLACEMENTS, total)):
             if step:
                 following = np.array([(position + step) % total], np.int64)
                 visit = self._visits(self.order.locate(epoch, following))[0]
@@ -229,7 +228,7 @@ class TrainDataset(Dataset[Batch]):
             except SampleError as error:
                 undecodable.append(Undecodable(visit.sample, str(error)))
         raise DataError(
-            f"{self.training_set.name}: {len(undecodable):,} samples in a row do not decode; the last: "
+            f"{self.training_set.name}: {tries:,} samples in a row do not decode; the last: "
             f"{undecodable[-1].reason}"
         )
 

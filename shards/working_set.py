@@ -1,7 +1,7 @@
 """What of a data set the order of an epoch draws on at a time, which is what a cache of remote shards must hold."""
 
 from shards.manifest import Manifest
-from shards.order import LANES, RUN_LENGTH, WINDOW
+from shards.order import LIVE_RUNS, RUN_LENGTH
 
 SLACK = 1.25
 """For runs at the edges of windows, and for what an eviction frees beyond need."""
@@ -14,5 +14,5 @@ def working_set_bytes(manifest: Manifest) -> int:
     because each block is dropped just before its next sample is read (`benchmarks/cache_size.py`).
     """
     samples, size = manifest.num_samples, int(manifest.bytes.sum())
-    drawn_on = SLACK * LANES * (WINDOW + RUN_LENGTH)
+    drawn_on = SLACK * LIVE_RUNS * RUN_LENGTH
     return size if drawn_on >= samples else int(size * drawn_on / samples)

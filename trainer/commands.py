@@ -13,6 +13,8 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings to change, with dotted keys.")
 ]
 
+Workers = Annotated[int, typer.Option(min=0, help="Processes that load images; 0 loads in this one.")]
+
 
 def train(
     recipe: RecipeFile,
@@ -72,9 +74,10 @@ def evaluate(
             metavar="RUN_OR_CHECKPOINT", help="A run's folder (its best checkpoint on val), or a checkpoint."
         ),
     ],
-    data: Annotated[Path, typer.Option(help="Folder of shards to measure on, such as DIR/test.")],
+    data: Annotated[str, typer.Option(help="Folder of shards to measure on, such as DIR/test, or its URL.")],
     out: Annotated[Path | None, typer.Option(help="JSON file to write the recalls to.")] = None,
     batch_size: Annotated[int, typer.Option(min=2, help="Images embedded at once.")] = 128,
+    workers: Workers = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be measured, and measure nothing.")
     ] = False,
@@ -86,22 +89,21 @@ def evaluate(
     import json
 
     from shards.atomic import replacing
-    from shards.manifest import read_manifest
     from shards.progress import progress_bar
 
-    manifest = read_manifest(data)
     _check_out(out)
     from trainer import evaluate as evaluation
     from trainer.checkpoint import find_checkpoint
 
     found = find_checkpoint(checkpoint)
+    manifest = evaluation.read_split(found, data)
     what = f"{found.path} on {data}: {manifest.num_samples:,} images, {manifest.num_captions:,} captions"
     if dry_run:
         typer.echo(f"would measure {what}")
         return
     typer.echo(what)
     with progress_bar("embed", manifest.num_samples) as advance:
-        measured = evaluation.evaluate(found.path, data, batch_size=batch_size, on_batch=advance)
+        measured = evaluation.evaluate(found.path, data, batch_size=batch_size, workers=workers, on_batch=advance)
     typer.echo(evaluation.table({"chance": measured.chance, "model": measured.result}))
     times = measured.result.rsum / measured.chance.rsum
     typer.echo(f"rSum is {times:.1f} times that of chance")
@@ -115,28 +117,32 @@ def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN ...", help="Folders of runs; the gallery is the last one's.")
     ],
-    data: Annotated[Path, typer.Option(help="Folder of shards to measure on and to take the gallery from.")],
+    data: Annotated[
+        str, typer.Option(help="Folder of shards to measure on and to take the gallery from, or its URL.")
+    ],
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    workers: Workers = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")
     ] = False,
 ) -> None:
     """Write one self-contained HTML page: curves, the table of recalls, a gallery of queries."""
-    from shards.manifest import read_manifest
     from shards.progress import progress_bar
 
-    manifest = read_manifest(data)
     _check_out(out)
+    from trainer.checkpoint import find_checkpoint
+    from trainer.evaluate import read_split
     from trainer.report.page import check_runs
 
     check_runs(runs)
+    manifest = read_split(find_checkpoint(runs[-1]), data)
     if dry_run:
         typer.echo(f"would write {out} from {', '.join(map(str, runs))} on {data}")
         return
     from trainer.report.page import write_report
 
     with progress_bar("embed", manifest.num_samples * len(runs)) as advance:
-        write_report(runs, data, out, on_batch=advance)
+        write_report(runs, data, out, workers=workers, on_batch=advance)
     typer.echo(f"wrote {out}")
 
 

@@ -1,7 +1,8 @@
 """A checkpoint on a split: load, embed once, measure."""
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from shards.evaluation import EvaluationDataset
 from shards.images import center_crop
 from shards.manifest import Manifest, read_manifest
+from shards.storage.cache import default_directory
 from trainer.checkpoint import Checkpoint, find_checkpoint, load_weights
 from trainer.distributed import World, device_of
 from trainer.embed import Embeddings, embed_split
@@ -17,6 +19,7 @@ from trainer.engine import build_encoders
 from trainer.errors import RunError
 from trainer.inputs import caption_tokenizer, image_side
 from trainer.metrics import RANKS, Retrieval, chance, retrieval
+from trainer.plan import cache_of
 
 
 @dataclass(frozen=True)
@@ -40,30 +43,53 @@ class Evaluation:
         }
 
 
-def evaluation_set(checkpoint: Checkpoint, data: Path) -> EvaluationDataset:
+def read_split(checkpoint: Checkpoint, data: str | Path) -> Manifest:
+    """The manifest of a folder of shards, given by its path or URL.
+
+    What lies behind a URL is kept as the checkpoint's recipe says, but in $ITM_CACHE where that is set: the recipe
+    names a folder of the machine that trained. Raises `DataError` when it cannot be read.
+    """
+    cache = cache_of(checkpoint.recipe.data)
+    if os.environ.get("ITM_CACHE"):
+        cache = replace(cache, directory=default_directory())
+    return read_manifest(data, cache)
+
+
+def evaluation_set(checkpoint: Checkpoint, manifest: Manifest) -> EvaluationDataset:
     """The split as this checkpoint's model takes it."""
     model = checkpoint.recipe.model
-    return EvaluationDataset(read_manifest(data), center_crop(image_side(model)), caption_tokenizer(model))
+    return EvaluationDataset(manifest, center_crop(image_side(model)), caption_tokenizer(model))
 
 
 def evaluate(
-    path: Path, data: Path, *, batch_size: int = 128, on_batch: Callable[[int], None] = lambda _images: None
+    path: Path,
+    data: str | Path,
+    *,
+    batch_size: int = 128,
+    workers: int = 0,
+    on_batch: Callable[[int], None] = lambda _images: None,
 ) -> Evaluation:
     """Evaluate a checkpoint, or a run's best one on val, on a folder of shards, in this process.
 
-    Raises `RunError` or `DataError` when either cannot be read.
+    `workers` processes load the images, this one where it is 0. Raises `RunError` or `DataError` when either
+    cannot be read.
     """
-    manifest = read_manifest(data)
     checkpoint = find_checkpoint(path)
+    manifest = read_split(checkpoint, data)
     world = World()
     device = device_of(world)
     encoders = build_encoders(checkpoint.recipe.model, seed=0, pretrained=False)
     if unmatched := load_weights(encoders, checkpoint, prefix="encoders."):
         raise RunError(f"{checkpoint.path}: a checkpoint of another model: {unmatched[0]} ({len(unmatched)} such)")
-    dataset = evaluation_set(checkpoint, data)
-    precision = checkpoint.recipe.engine.precision
     embeddings = embed_split(
-        encoders.to(device), dataset, world, device, batch_size=batch_size, precision=precision, on_batch=on_batch
+        encoders.to(device),
+        evaluation_set(checkpoint, manifest),
+        world,
+        device,
+        batch_size=batch_size,
+        precision=checkpoint.recipe.engine.precision,
+        workers=workers,
+        on_batch=on_batch,
     )
     if not torch.isfinite(embeddings.images).all() or not torch.isfinite(embeddings.texts).all():
         raise RunError(f"{checkpoint.path}: its embeddings are not finite numbers; take an older checkpoint")

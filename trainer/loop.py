@@ -43,7 +43,8 @@ def train(plan: Plan, world: World) -> None:
 
 def _agree(plan: Plan, world: World) -> None:
     """Raise `RunError` on every rank unless all have the same plan."""
-    own = (plan.resume and plan.resume.step, plan.total_steps, plan.recipe.model_dump())
+    data = (identity(plan.train), plan.val and plan.val.fingerprint)
+    own = (plan.resume and plan.resume.step, plan.total_steps, plan.recipe.model_dump(), data)
     plans: list[Any] = [None] * world.size
     dist.all_gather_object(plans, own)
     for rank, other in enumerate(plans):
@@ -66,7 +67,6 @@ class Trainer:
         if plan.resume:
             load_optimizer(self.engine, plan.resume)
         self.loader, self.val = self._data()
-        self.quarantine = Quarantine(plan.run_dir, self.recipe.data.max_undecodable, world)
         self.first_step = self.step
 
     def _framework(self) -> Framework:
@@ -117,6 +117,7 @@ class Trainer:
                     stream.write(dump_recipe(self.recipe).encode())
                 for note in self.notes + [f"changed since the checkpoint: {change}" for change in plan.changed]:
                     log.note(note)
+            self.quarantine = Quarantine(plan.run_dir, self.recipe.data.max_undecodable, self.world)
             self._train(log)
 
     def _train(self, log: RunLog | None) -> None:

@@ -118,7 +118,7 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
 def cache_of(data: DataConfig) -> Cache:
     """The cache that a recipe asks for."""
     cache = data.cache
-    folder = Path(cache.dir) if cache.dir else default_directory()
+    folder = Path(cache.dir).expanduser() if cache.dir else default_directory()
     return Cache(folder, int(cache.max_gb * 1e9), cache.timeout, cache.attempts)
 
 

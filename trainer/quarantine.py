@@ -17,7 +17,10 @@ GRACE = 1000
 
 
 class Quarantine:
-    """Collects each rank's undecodable samples; every rank knows the count over all."""
+    """Collects each rank's undecodable samples; every rank knows the count over all.
+
+    Rewrites the file, so the main process holds the run's lock by then.
+    """
 
     def __init__(self, run_dir: Path, limit: float, world: World) -> None:
         self.path, self.limit, self.world = run_dir / QUARANTINE, limit, world
@@ -26,12 +29,13 @@ class Quarantine:
         if world.is_main and rows:
             with replacing(self.path) as stream:  # without a last line that a kill cut short
                 stream.writelines(json.dumps(row).encode() + b"\n" for row in rows)
-        self.known = {int(row["sample"]) for row in rows}
-        self.before = len(self.known)
+        self.listed = {int(row["sample"]) for row in rows}
+        self.met: set[int] = set()
+        """By any rank in this call of the program: a resumed run meets what is listed again."""
 
     def add(self, found: list[Undecodable]) -> None:
         """Note what this rank has met since the last `settle`."""
-        self.pending |= {one.sample: one for one in found if one.sample not in self.known}
+        self.pending |= {one.sample: one for one in found if one.sample not in self.met}
 
     def settle(self, samples_read: int) -> int:
         """Write down what all ranks have met; returns how many samples are listed by now.
@@ -41,17 +45,19 @@ class Quarantine:
         """
         everyone: list[list[Undecodable]] = [[] for _ in range(self.world.size)]
         dist.all_gather_object(everyone, list(self.pending.values()))
-        new = {one.sample: one for part in everyone for one in part if one.sample not in self.known}
+        met = {one.sample: one for part in everyone for one in part}
+        new = [one for sample, one in met.items() if sample not in self.listed]
         if new and self.world.is_main:
             with self.path.open("a") as stream:
-                for one in new.values():
+                for one in new:
                     stream.write(json.dumps({"sample": one.sample, "reason": one.reason}) + "\n")
-        self.known |= new.keys()
+        self.listed |= met.keys()
+        self.met |= met.keys()
         self.pending.clear()
-        found = len(self.known) - self.before
+        found = len(self.met)
         if found > self.limit * max(samples_read, GRACE):
             raise RunError(
                 f"{found:,} of {samples_read:,} samples could not be used, more than data.max_undecodable="
                 f"{self.limit:g}; they are listed in {self.path}; mend the shards, or raise the limit"
             )
-        return len(self.known)
+        return len(self.listed)

@@ -9,7 +9,7 @@ from shards.errors import DataError
 
 def default_directory() -> Path:
     """`$ITM_CACHE`, or `~/.cache/itm`."""
-    return Path(os.environ.get("ITM_CACHE") or Path.home() / ".cache" / "itm")
+    return Path(os.environ.get("ITM_CACHE") or "~/.cache/itm").expanduser()
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ import hashlib
 from pathlib import Path
 from threading import Event
 
+from shards.errors import DataError
 from shards.storage.cache import Cache
 from shards.storage.location import is_remote, resolve
 from shards.storage.store import Store
-from shards.storage.transfer import transfer
+from shards.storage.transfer import DamagedError, transfer
 
 
 def fetch(location: str, cache: Cache | None, sha256: str | None = None) -> Path:
@@ -35,7 +36,11 @@ def fetch(location: str, cache: Cache | None, sha256: str | None = None) -> Path
         never = Event()
         with store.claim(key, never):
             if not is_kept():
-                store.put(key, transfer(location, cache, None, check))
+                try:
+                    data = transfer(location, cache, None, check)
+                except DamagedError as error:  # its bytes are of no use here, nor to whom a worker sends the error
+                    raise DataError(str(error)) from None
+                store.put(key, data)
     return store.path(key)
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from threading import Thread, current_thread
 from typing import Generic, TypeVar
 
@@ -30,10 +31,11 @@ class DaemonPool(Generic[Result]):
 
     def close(self, patience: float) -> None:
         """Cancel what has not begun and wait at most `patience` seconds a thread for what has."""
-        while not self._tasks.empty():
-            task = self._tasks.get()
-            if task is not None:
-                task[0].cancel()
+        with suppress(Empty):
+            while True:  # without a look first whether there is one: a thread may take it in between
+                task = self._tasks.get_nowait()
+                if task is not None:
+                    task[0].cancel()
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:

@@ -9,7 +9,8 @@ from functools import partial
 from threading import Event, Lock
 from typing import TYPE_CHECKING
 
-from shards.errors import SampleError
+from shards.errors import DataError, SampleError
+from shards.order import LIVE_RUNS
 from shards.storage.blocks import Block, BlockTable
 from shards.storage.cache import Cache
 from shards.storage.pool import DaemonPool
@@ -19,13 +20,14 @@ from shards.storage.transfer import DamagedError, transfer
 if TYPE_CHECKING:
     from shards.manifest import ShardIndex
 
-TABLES = 1024
-"""Block tables kept a reader."""
+TABLES = 2 * LIVE_RUNS
+"""Block tables kept a reader, as many as there are indexes."""
 AHEAD = 4
 """At most one part in `AHEAD` of the cache is on its way at once: more would push out what is yet to be read."""
 WASTE = 3
 """Bytes transferred for each that is read, above which the cache is called too small."""
 _PATIENCE = 5.0  # seconds
+MEND = "index it again with `itm shards index`, or put back the tar that was converted"
 _DAMAGED = "arrives damaged, with another CRC-32 than in the index"
 
 _log = logging.getLogger(__name__)
@@ -56,7 +58,8 @@ class RemoteReader:
     def read(self, location: str, index: "ShardIndex", row: int) -> bytes:
         """The bytes of the sample at `row`, from the cache, or with its whole block from the network.
 
-        Raises `SampleError` when they arrive damaged in all attempts, `DataError` when they cannot be had.
+        Raises `SampleError` when they arrive damaged in all attempts, `DataError` when they cannot be had, or
+        when all samples of a block arrive damaged: then the tar is another one.
         """
         block = self._table(location, index).holding(row)
         self.bytes_read += int(index.sizes[row])
@@ -71,11 +74,12 @@ class RemoteReader:
                 self._refuse_damaged(block, index, row)
                 return data
 
-    def prefetch(self, location: str, index: "ShardIndex", first: int, last: int) -> None:
+    def prefetch(self, location: str, index: "ShardIndex", first: int, last: int) -> bool:
         """Start to bring rows `first .. last - 1` into the cache; a hint, which may be dropped.
 
-        Errors come up in `read`, should the rows be read.
+        Returns whether all of it is taken. Errors come up in `read`, should the rows be read.
         """
+        taken = True
         for block in self._table(location, index).between(first, last):
             if self._store.use(block.key):
                 continue
@@ -84,7 +88,10 @@ class RemoteReader:
                 failed = known is not None and known.done()
                 most = self.cache.max_bytes // AHEAD
                 too_many = self._bytes_under_way > 0 and self._bytes_under_way + len(block) > most
-                if (known is not None and not failed) or too_many:
+                if known is not None and not failed:
+                    continue
+                if too_many:
+                    taken = False
                     continue
                 if self._pool is None:
                     self._pool = DaemonPool(self.cache.threads, "itm-prefetch")
@@ -92,6 +99,7 @@ class RemoteReader:
                 transferred = self._pool.submit(partial(self._bring_ahead, block, index, self._stopped))
                 self._under_way[block.key] = transferred
             transferred.add_done_callback(partial(self._finished, block))
+        return taken
 
     def close(self) -> None:
         """Break off what is on its way. The reader may be used again."""
@@ -151,9 +159,15 @@ class RemoteReader:
                 return None
             try:
                 data = transfer(block.location, self.cache, (block.start, block.end), check, stopped)
-            except DamagedError as error:  # the other samples are whole
+            except DamagedError as error:
                 data = error.data
-                self._damaged.update((block.key, row) for row in _damaged_rows(block, index, data))
+                damaged = list(_damaged_rows(block, index, data))
+                if len(damaged) == block.last - block.first > 1:
+                    raise DataError(
+                        f"{block.location}: not the tar that its index describes (rows {block.first} to "
+                        f"{block.last - 1} all have another CRC-32); {MEND}"
+                    ) from None
+                self._damaged.update((block.key, row) for row in damaged)  # the other samples are whole
             self._store.put(block.key, data)
         with self._lock:
             self.bytes_transferred += len(data)

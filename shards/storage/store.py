@@ -9,6 +9,7 @@ Locks are the kernel's and end with the process that holds them. `used` errs upw
 file removed by hand), which the next eviction mends: it counts anew.
 """
 
+import errno
 import fcntl
 import os
 import tempfile
@@ -25,6 +26,7 @@ CLAIMS = 1024
 SPARE = 20
 """An eviction frees one part in `SPARE` of the bound beyond need, so that the next is not due at once."""
 _DIGITS = 20
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class StoppedError(Exception):
@@ -42,23 +44,25 @@ class Store:
 
     def use(self, key: str) -> bool:
         """Whether the key is here; counts as a use of it."""
-        try:
-            os.utime(self.path(key))
-        except FileNotFoundError:
-            return False
+        with self._errors():
+            try:
+                os.utime(self.path(key))
+            except FileNotFoundError:
+                return False
         return True
 
     def read(self, key: str, offset: int, size: int) -> bytes | None:
         """Bytes of the key, None where it is not here; counts as a use of it."""
-        try:
-            descriptor = os.open(self.path(key), os.O_RDONLY)
-        except FileNotFoundError:
-            return None
-        try:
-            os.utime(descriptor)
-            return os.pread(descriptor, size, offset)
-        finally:
-            os.close(descriptor)
+        with self._errors():
+            try:
+                descriptor = os.open(self.path(key), os.O_RDONLY)
+            except FileNotFoundError:
+                return None
+            try:
+                os.utime(descriptor)
+                return os.pread(descriptor, size, offset)
+            finally:
+                os.close(descriptor)
 
     def remove(self, key: str) -> None:
         self.path(key).unlink(missing_ok=True)
@@ -71,7 +75,7 @@ class Store:
             stream = (self.directory / "claims" / f"{int(key[:8], 16) % CLAIMS:03x}").open("wb")
         with stream:
             pause = 0.001
-            while not _locked(stream):
+            while not self._locked(stream):
                 pause = min(2 * pause, 0.05)
                 if stopped.wait(pause):
                     raise StoppedError
@@ -92,15 +96,21 @@ class Store:
             stream.flush()
             Path(stream.name).replace(self.path(key))
 
+    def _locked(self, stream: IO[bytes]) -> bool:
+        with self._errors():
+            return _locked(stream)
+
     @contextmanager
     def _errors(self) -> Iterator[None]:
+        """Tell what the disk refuses in one line; every use of the directory is within it."""
         try:
             yield
         except OSError as error:
-            raise DataError(
-                f"cache {self.directory}: cannot be written to ({error.strerror}); make room there, or name "
-                "another folder, with ITM_CACHE for example"
-            ) from None
+            if error.errno in _NO_LOCKS:
+                fault, mend = f"this file system has no locks ({error.strerror})", "name a folder on a local disk"
+            else:
+                fault, mend = f"cannot be written to ({error.strerror})", "make room there, or name another folder"
+            raise DataError(f"cache {self.directory}: {fault}; {mend}, by data.cache.dir or ITM_CACHE") from None
 
     def _folders(self) -> None:
         for name in ("data", "partial", "claims"):

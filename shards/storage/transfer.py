@@ -1,6 +1,7 @@
 """One transfer from behind a URL: attempts with growing pauses, timeouts, and a check of what arrives."""
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -35,6 +36,7 @@ WHOLE = 10
 """An attempt may take this many times the timeout as long as bytes keep coming."""
 _POLL = 0.2  # seconds between looks at whether the transfer is still wanted
 
+_log = logging.getLogger(__name__)
 _jitter = random.Random()  # not the global one, which a run may have seeded
 
 
@@ -69,6 +71,8 @@ def transfer(
                 if fault is None:
                     return data
                 damaged = data
+        if attempt + 1 < cache.attempts:
+            _log.warning("%s: %s (attempt %d of %d)", location, fault, attempt + 1, cache.attempts)
     message = f"{location}: {fault} ({cache.attempts} attempts)"
     raise DataError(message) if damaged is None else DamagedError(message, damaged)
 

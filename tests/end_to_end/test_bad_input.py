@@ -128,10 +128,13 @@ def test_a_run_that_diverges_stops_and_saves_no_broken_weights(
 def test_two_processes_cannot_train_one_run(itm: Itm, demo: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
+    being_written = '{"sample": 1, "reason": "broken"}\n{"sample": 2, "rea'
+    (run / "quarantine.jsonl").write_text(being_written)
     with (run / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = itm("train", TINY, f"run.dir={run}", *data_of(demo), fails=True)
     assert "another process trains this run" in done.stderr
+    assert (run / "quarantine.jsonl").read_text() == being_written
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(itm: Itm, demo: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Data sets without files, for many small cases: every sample has the same picture, and captions that tell it."""
 
 import io
+from collections.abc import Iterable
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -42,6 +43,9 @@ class FakeReader:
 
     def __init__(self, manifest: Manifest, broken: frozenset[int] = frozenset()) -> None:
         self.manifest, self.broken = manifest, broken
+        self.told: list[tuple[int, int, int]] = []
+        """What was to be read ahead."""
+        self.takes_hints = True
         stream = io.BytesIO()
         Image.new("RGB", (2, 2)).save(stream, "PNG")
         self.image = stream.getvalue()
@@ -58,8 +62,13 @@ class FakeReader:
             raise SampleError(f"{self.name(shard, row)}: broken")
         return TarSample(self.image, captions_of(self.number(shard, row)))
 
-    def prefetch(self, shard: int, first: int, last: int) -> None:
+    def prefetch(self, shard: int, first: int, last: int) -> bool:
         assert 0 <= first < last <= self.manifest.samples[shard]
+        self.told.append((shard, first, last))
+        return self.takes_hints
+
+    def bring_indexes(self, shards: Iterable[int]) -> None:
+        assert all(0 <= shard < len(self.manifest.names) for shard in shards)
 
     def index(self, shard: int) -> SimpleNamespace:
         numbers = self.manifest.first_sample[shard] + np.arange(self.manifest.samples[shard])

@@ -94,3 +94,23 @@ def test_a_damaged_sample_ends_the_measurement_in_one_line(
     message = str(raised.value)
     assert message.startswith(f"{path}: sample picture-0005: the image does not decode (")
     assert "\n" not in message
+
+
+@settings(max_examples=20, deadline=None)
+@given(SIZES, st.integers(2, 12), st.integers(0, 3))
+def test_what_a_process_is_asked_for_next_is_read_ahead(sizes: list[int], batch_size: int, workers: int) -> None:
+    dataset = fake_evaluation(sizes)
+    reader = dataset.loader.reader
+    assert isinstance(reader, FakeReader)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shards.evaluation.serve", lambda _dataset, spans, _workers: spans)
+        spans = list(evaluation_batches(dataset, batch_size, Rank(), workers))
+    for place, span in enumerate(spans):
+        reader.told = []
+        batch = dataset[span]
+        told = [int(dataset.manifest.first_sample[s]) + row for s, a, b in reader.told for row in range(a, b)]
+        wanted = batch.samples.tolist()
+        if place + max(1, workers) < len(spans):
+            after = spans[place + max(1, workers)]
+            wanted += range(after.first, after.last)
+        assert told == wanted

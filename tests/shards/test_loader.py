@@ -1,5 +1,7 @@
 """What the ranks of a run see together, whatever their number, the workers, and the kills in between."""
 
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -8,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+import shards.training
 from shards.batch import Batch
 from shards.errors import DataError
 from shards.images import random_resized_crop
@@ -68,14 +71,16 @@ def datasets(draw: st.DrawFn) -> TrainDataset:
     broken = (
         draw(st.frozensets(st.integers(0, sum(sizes[0]) - 1), max_size=2)) if sum(sizes[0]) > 3 else frozenset()
     )
-    return fake_training(
-        *sizes,
-        seed=draw(st.integers(0, 9)),
-        captions=draw(st.sampled_from(["one", "first", "all"])),
-        weights=weights,
-        mix=draw(st.sampled_from(["epoch", "sampling"])),
-        broken=broken,
-    )
+    settings = {
+        "seed": draw(st.integers(0, 9)),
+        "captions": draw(st.sampled_from(["one", "first", "all"])),
+        "mix": draw(st.sampled_from(["epoch", "sampling"])),
+    }
+    try:
+        return fake_training(*sizes, weights=weights, broken=broken, **settings)
+    except DataError as error:
+        assert "gives it no sample in an epoch" in str(error)
+        reject()
 
 
 @st.composite
@@ -198,6 +203,15 @@ def test_a_data_set_of_nothing_but_broken_samples_ends_the_run() -> None:
         next(iter(TrainLoader(dataset, 3, Rank())))
 
 
+def test_the_samples_in_a_row_are_counted_without_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards.training, "MOST_REPLACEMENTS", 3)
+    # the first of the batch is replaced once; later four in a row of the epoch's order do not decode
+    order = epoch_order(np.array([40]), 0, 0).locate(np.arange(40))[1].tolist()
+    dataset = fake_training([40], broken=frozenset([order[0], *order[10:14]]))
+    with pytest.raises(DataError, match="nowhere-0: 3 samples in a row do not decode"):
+        next(iter(TrainLoader(dataset, 20, Rank())))
+
+
 def test_batches_follow_the_canonical_order() -> None:
     sizes, size, seed = [40, 0, 33, 60], 30, 5
     dataset = fake_training(sizes, seed=seed)
@@ -316,4 +330,29 @@ def test_a_missing_shard_ends_the_run_in_one_line(
     path.unlink()
     with pytest.raises(DataError) as raised:
         list(islice(TrainLoader(dataset, 4, Rank(), workers), 3))
-    assert str(raised.value) == f"{path}: the shard cannot be opened (No such file or directory)"
+    assert str(raised.value) == f"{path}: the shard cannot be read (No such file or directory)"
+
+
+def mistaken(_captions: list[str]) -> torch.Tensor:
+    raise RuntimeError("a mistake of the tokenizer")
+
+
+def killed(_captions: list[str]) -> torch.Tensor:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def with_tokenizer(manifest: Manifest, tokenizer: Callable[[list[str]], torch.Tensor]) -> TrainLoader:
+    dataset = TrainDataset(TrainingSet((Part(manifest),)), random_resized_crop(16, 0.3), Unkeyed(tokenizer))
+    return TrainLoader(dataset, 4, Rank(), workers=1)
+
+
+def test_a_mistake_in_a_worker_keeps_its_traceback(manifest: Manifest) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)in mistaken\n.*a mistake of the tokenizer"):
+        next(iter(with_tokenizer(manifest, mistaken)))
+
+
+def test_a_worker_that_is_killed_is_told_in_one_line(manifest: Manifest) -> None:
+    with pytest.raises(DataError, match=r"^a loader worker ended unexpectedly \(.*short of memory") as raised:
+        next(iter(with_tokenizer(manifest, killed)))
+    assert "\n" not in str(raised.value)

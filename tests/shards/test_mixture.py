@@ -168,7 +168,7 @@ def test_the_runs_of_positions_hold_their_samples() -> None:
     positions = np.arange(500, 900, dtype=np.int64)
     runs = [
         (dataset, *run)
-        for dataset, found in mixture.runs(3, positions)
+        for dataset, _epoch, found in mixture.runs(3, positions)
         for run in zip(found.shard.tolist(), found.first_row.tolist(), found.last_row.tolist(), strict=True)
     ]
     found = mixture.locate(3, positions)

@@ -1,11 +1,16 @@
 import hashlib
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.order import LANES, RUN_LENGTH, STAGGER, WINDOW, batch_positions, epoch_order
+import shards.order
+from shards.keyed_random import permutation
+from shards.order import LANES, RUN_LENGTH, STAGGER, WINDOW, WINDOWS_KEPT, batch_positions, epoch_order
+from shards.reader import INDEXES
+from shards.storage.remote import TABLES
 
 SMALL = st.lists(st.integers(0, 40), min_size=1, max_size=12)
 """Single samples are permuted; often fewer samples than lanes, empty shards, one sample."""
@@ -167,3 +172,37 @@ def test_a_rank_draws_on_the_same_few_lanes_in_every_batch() -> None:
         lanes = [set((part % LANES).tolist()) for part in parts]
         assert lanes[0] == lanes[1] == lanes[2]
         assert len(lanes[0]) == LANES // world_size
+
+
+def test_a_mixture_of_many_orders_permutes_no_window_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that they share would be too small for so many, and each batch would take long."""
+    orders = [epoch_order(np.full(2, 5_000_000, np.int64), seed, 0) for seed in range(20)]
+    made = []
+    monkeypatch.setattr(shards.order, "permutation", lambda key, count: made.append(key) or permutation(key, count))
+    for start in (10**6, 10**6 + 4096):
+        for order in orders:
+            order.locate(np.arange(start, start + 4096, dtype=np.int64))
+    assert len(made) == len(set(made)) >= 20 * LANES
+
+
+def test_the_windows_that_an_order_keeps_are_bounded() -> None:
+    order = epoch_order(np.full(2, 5_000_000, np.int64), 0, 0)
+    for start in range(0, 9_500_000, 10**6):
+        order.locate(np.arange(start, start + LANES, dtype=np.int64))
+    assert len(order._windows) <= WINDOWS_KEPT
+
+
+def test_the_shards_in_use_at_a_time_fit_the_readers_caches() -> None:
+    order = epoch_order(np.full(6000, 1000, np.int64), 0, 0)
+    kept: OrderedDict[int, None] = OrderedDict()
+    misses, half = 0, order.num_samples // 2
+    shard, _row = order.locate(np.arange(half, half + LANES * WINDOW // 4, dtype=np.int64))
+    warm = len(shard) // 2
+    for place, one in enumerate(shard.tolist()):
+        misses += place >= warm and one not in kept
+        kept[one] = None
+        kept.move_to_end(one)
+        if len(kept) > INDEXES:
+            kept.popitem(last=False)
+    assert misses / (len(shard) - warm) < 0.005, "new runs come into use, but what is in use stays"
+    assert TABLES >= INDEXES

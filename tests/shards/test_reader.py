@@ -1,14 +1,18 @@
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-import shards.storage.local
 from shards.errors import DataError
 from shards.manifest import Manifest, read_index
 from shards.reader import ShardReader
+from shards.storage.local import LocalReader
+from shards.storage.open_files import OpenFiles
 from shards.tarsample import parse_sample
+from tests.conftest import ENVIRONMENT
 
 
 @pytest.fixture
@@ -39,14 +43,54 @@ def test_every_sample_is_found_at_its_place(reader: ShardReader) -> None:
         assert reader.index(shard).key(row) == f"picture-{number:04d}"
 
 
-def test_few_shards_are_kept_open(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards.storage.local, "_most_open_files", lambda: 2)
-    reader = ShardReader(manifest)
+def test_all_readers_of_a_process_together_keep_few_shards_open(manifest: Manifest) -> None:
+    files = OpenFiles(most=2)
+    readers = [ShardReader(manifest) for _ in range(3)]
+    for reader in readers:
+        reader._local = LocalReader(files)
     for shard in (0, 1, 2, 0, 1, 2):
-        assert reader.read(shard, 1).captions
-        assert 1 <= len(open_shards(manifest)) <= 2
-    reader.close()
+        for reader in readers:
+            assert reader.read(shard, 1).captions
+            assert 1 <= len(open_shards(manifest)) <= 2
+    for reader in readers:
+        reader.close()
     assert not open_shards(manifest)
+
+
+def test_a_reader_closes_only_what_it_has_opened(manifest: Manifest) -> None:
+    one, other = ShardReader(manifest), ShardReader(manifest)
+    for reader in (one, other):
+        reader.read(0, 0)
+    one.close()
+    assert len(open_shards(manifest)) == 1
+    other.close()
+    assert not open_shards(manifest)
+
+
+LIMITED = """
+import resource, sys
+from shards.manifest import read_manifest
+from shards.reader import ShardReader
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, int(sys.argv[2])))
+readers = [ShardReader(read_manifest(sys.argv[1])) for _ in range(4)]
+for _ in range(2):
+    for shard in range(25):
+        for reader in readers:
+            reader.prefetch(shard, 0, 1)
+            assert reader.read(shard, 0).captions
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+
+
+@pytest.mark.parametrize("hard", [40, 400])
+def test_a_mixture_is_read_within_what_a_process_may_open(
+    tmp_path: Path, make_shards: Callable[..., Manifest], hard: int
+) -> None:
+    make_shards(tmp_path / "train", 25, per_shard=1)
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "train"), str(hard)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert (done.stdout, done.stderr) == (f"{hard}\n", ""), "the limit is raised as far as is allowed"
 
 
 def test_shards_are_closed_with_a_forgotten_reader(manifest: Manifest) -> None:

@@ -2,10 +2,12 @@
 
 import logging
 import pickle
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import fsspec
@@ -13,9 +15,14 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from shards.errors import DataError, SampleError
+from shards.evaluation import EvaluationDataset, evaluation_batches
+from shards.images import center_crop
+from shards.loader import Rank, TrainLoader
 from shards.manifest import Manifest, read_index, read_manifest
 from shards.storage import blocks, remote
 from shards.storage.fetch import fetch
+from shards.training import Part, TrainDataset, TrainingSet, Unkeyed
+from tests.shards.fakes import tokenize
 from tests.shards.file_server import FileServer, serve
 from tests.shards.remote_cases import (
     PER_SHARD,
@@ -269,6 +276,35 @@ def test_a_sample_damaged_at_its_source_is_named_and_the_others_are_read(
         assert server.count(".tar") == 3
 
 
+def test_a_tar_that_was_replaced_ends_the_run_instead_of_being_damaged_sample_by_sample(
+    tmp_path: Path, make_shards: Callable[..., Manifest]
+) -> None:
+    manifest = make_shards(tmp_path / "train", 60, per_shard=PER_SHARD)
+    for shard in range(5):
+        path = Path(manifest.shard_location(shard))
+        path.write_bytes(bytes(path.stat().st_size))
+    with serve(tmp_path / "train") as server:
+        parts = (Part(read_manifest(server.url, quick_cache(tmp_path / "cache"))),)
+        dataset = TrainDataset(TrainingSet(parts), center_crop(8), Unkeyed(tokenize))
+        told = r"train-00000\d\.tar: not the tar that its index describes \(rows 0 to 11 .*\); index it again"
+        with closing(dataset.loaders[0].reader), pytest.raises(DataError, match=told) as raised:
+            next(iter(TrainLoader(dataset, 8, Rank())))
+        assert not isinstance(raised.value, SampleError)
+
+
+def test_each_attempt_that_fails_is_logged(
+    server: FileServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.faults = ["503", "truncate"]
+    with caplog.at_level(logging.WARNING), reader_of(server.url, quick_cache(tmp_path)) as reader:
+        reader.read(0, 3)
+    where = f"{server.url}/train-000000.tar: "
+    first, second = caplog.messages
+    assert first == f"{where}HTTP 503 Service Unavailable (attempt 1 of 3)"
+    assert second.startswith(where)
+    assert second.endswith("(attempt 2 of 3)")
+
+
 def test_a_shard_that_ends_early_is_told(tmp_path: Path, make_shards: Callable[..., Manifest]) -> None:
     path = Path(make_shards(tmp_path / "train", 6, per_shard=6).shard_location(0))
     path.write_bytes(path.read_bytes()[:8000])
@@ -288,9 +324,10 @@ def test_an_index_that_is_not_the_manifests_is_refused(
     with (
         serve(tmp_path / "train") as server,
         reader_of(server.url, quick_cache(tmp_path / "cache")) as reader,
-        pytest.raises(DataError, match=r"train-000000\.index\.arrow: not the file that the manifest describes"),
+        pytest.raises(DataError, match=r"train-000000\.index\.arrow: not the file that the manifest") as raised,
     ):
         reader.index(0)
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value), "a worker can send it on"
 
 
 def test_a_manifest_is_not_taken_from_the_cache_when_its_server_is_gone(root: Path, tmp_path: Path) -> None:
@@ -366,6 +403,53 @@ def test_prefetching_hides_latency(server: FileServer, tmp_path: Path, monkeypat
     assert took[True] < took[False] / 2, "with 4 transfers at once up to 4 times as fast"
 
 
+def test_indexes_are_fetched_side_by_side_and_once(server: FileServer, tmp_path: Path) -> None:
+    with reader_of(server.url, quick_cache(tmp_path)) as reader:
+        server.reset()
+        server.latency = 0.2
+        reader.bring_indexes([0, 1, 2, 3, 4, 0])
+        assert server.most_at_once == 5
+        for shard in range(5):
+            assert len(reader.index(shard)) == PER_SHARD
+        reader.bring_indexes(range(5))
+        assert len(server.requests) == server.count(".arrow") == 5
+
+
+def test_an_index_that_is_missing_is_told_when_several_are_fetched(root: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(root, tmp_path / "train"))
+    (copy / "train-000003.index.arrow").unlink()
+    with serve(copy) as server, reader_of(server.url, quick_cache(tmp_path / "cache")) as reader:
+        with pytest.raises(DataError, match=r"train-000003\.index\.arrow: no such file"):
+            reader.bring_indexes(range(5))
+        wait_until(lambda: not transfer_threads())
+
+
+def test_a_first_batch_waits_for_one_round_of_indexes(server: FileServer, tmp_path: Path) -> None:
+    parts = (Part(read_manifest(server.url, quick_cache(tmp_path))),)
+    dataset = TrainDataset(TrainingSet(parts), center_crop(8), Unkeyed(tokenize))
+    server.reset()
+    server.latency, server.most_at_once = 0.2, 0
+    with closing(dataset.loaders[0].reader):
+        next(iter(TrainLoader(dataset, 8, Rank())))
+    assert all(path.endswith(".arrow") for path in server.requests[:5])
+    assert server.most_at_once == 5
+
+
+@pytest.mark.parametrize("batch_size", [5, 30])
+def test_an_evaluation_is_read_ahead(
+    server: FileServer, tmp_path: Path, small_blocks: None, batch_size: int
+) -> None:
+    manifest = read_manifest(server.url, quick_cache(tmp_path))
+    dataset = EvaluationDataset(manifest, center_crop(8), tokenize)
+    server.reset()
+    server.latency, server.most_at_once = 0.05, 0
+    with closing(dataset.loader.reader):
+        batches = list(evaluation_batches(dataset, batch_size, Rank()))
+    assert sum(map(len, batches)) == SAMPLES
+    assert server.most_at_once > 1
+    assert server.count(".tar") == SAMPLES // 4, "every block once"
+
+
 def test_a_read_waits_for_the_transfer_under_way(server: FileServer, tmp_path: Path) -> None:
     with reader_of(server.url, quick_cache(tmp_path)) as reader:
         reader.index(0)
@@ -412,11 +496,13 @@ def test_no_more_is_under_way_than_the_cache_bears(
             reader.index(shard)
         server.reset()
         server.latency = 0.1
-        for shard in range(5):
-            reader.prefetch(shard, 0, PER_SHARD)
+        taken = [reader.prefetch(shard, 0, PER_SHARD) for shard in range(5)]
+        assert taken[0]
+        assert not taken[-1], "what is dropped is told, so that it can be asked for again"
         wait_until(lambda: server.bytes_sent > 30_000)
         time.sleep(0.3)
         assert server.bytes_sent <= 50_000
+        assert reader.prefetch(4, 0, PER_SHARD)
 
 
 def test_closing_breaks_off_transfers_and_the_reader_may_go_on(

@@ -2,18 +2,24 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from shards.batch import Batch
 from shards.convert import Options, write_split
-from shards.errors import SampleError
+from shards.errors import DataError, SampleError
 from shards.images import center_crop
+from shards.loader import Rank, TrainLoader
 from shards.manifest import Manifest, read_index, read_manifest
 from shards.samples import SampleLoader
+from shards.sources.record import Record
 from shards.tarsample import TarSample
-from tests.shards.pictures import with_regions
+from shards.training import Captions, Part, TrainDataset, TrainingSet, Unkeyed
+from tests.shards.fakes import fake_manifest, tokenize
+from tests.shards.pictures import record, with_regions
 from tests.shards.test_images import damaged_avif, damaged_tiff
 
 KEY = np.uint64(0)
@@ -57,3 +63,60 @@ def test_regions_saved_as_an_archive_are_a_damaged_sample(with_both: Manifest) -
     path.write_bytes(data[:place] + stream.getvalue()[:8] + data[place + 8 :])
     with pytest.raises(SampleError, match="sample key-000: damaged sample"):
         SampleLoader(with_both, center_crop(8)).load(0, 0, KEY)
+
+
+@pytest.mark.parametrize("captions", ["one", "first", "all"])
+@pytest.mark.parametrize(("column", "told"), [("captions", "captions"), ("samples", "samples")])
+def test_a_data_set_that_gives_nothing_is_told_as_such_and_not_by_its_weight(
+    captions: Captions, column: str, told: str
+) -> None:
+    whole, empty = fake_manifest([3, 4], "whole"), fake_manifest([3, 4], "empty")
+    empty = replace(empty, captions=np.zeros(2, np.int64))
+    if column == "samples":
+        empty = replace(empty, samples=np.zeros(2, np.int64))
+    parts = (Part(whole, captions=captions), Part(empty, captions=captions))
+    with pytest.raises(DataError, match=f"^empty: the data set holds no {told}; leave it out$"):
+        assert TrainingSet(parts).counts
+
+
+def split_of(root: Path, records: list[Record]) -> Manifest:
+    write_split(records, root, dataset="d", split="train", options=Options())
+    return read_manifest(root)
+
+
+def batch_of(*manifests: Manifest) -> Batch:
+    dataset = TrainDataset(TrainingSet(tuple(map(Part, manifests))), center_crop(8), Unkeyed(tokenize))
+    return next(iter(TrainLoader(dataset, dataset.training_set.num_visits, Rank())))
+
+
+def test_a_mixture_has_what_all_of_its_data_sets_hold(tmp_path: Path, with_both: Manifest) -> None:
+    images = split_of(tmp_path / "images", [record(number) for number in range(5)])
+    regions = split_of(tmp_path / "regions", [with_regions(number) for number in range(3)])
+    batch = batch_of(images, with_both)
+    assert batch.images is not None
+    assert (len(batch.images), batch.regions) == (7, None)
+    batch = batch_of(with_both, regions)
+    assert batch.regions is not None
+    assert (len(batch.regions), batch.images) == (5, None)
+    batch = batch_of(with_both)
+    assert batch.images is not None
+    assert batch.regions is not None
+    assert len(batch.images) == len(batch.regions) == 2
+
+
+def test_data_sets_with_nothing_in_common_are_not_mixed(tmp_path: Path) -> None:
+    images = split_of(tmp_path / "images", [record(0)])
+    regions = split_of(tmp_path / "regions", [with_regions(0)])
+    told = r"/images \+ .*/regions: some hold images alone, others regions alone; leave one kind out$"
+    with pytest.raises(DataError, match=told):
+        batch_of(images, regions)
+
+
+def test_a_part_that_the_manifest_does_not_name_is_left_alone(with_both: Manifest) -> None:
+    """As in tars of others that were indexed for their images, of which some hold regions as well."""
+    loaded = SampleLoader(replace(with_both, holds=("image",)), center_crop(8)).load(0, 0, KEY)
+    assert loaded.pixels is not None
+    assert loaded.regions is None
+    loaded = SampleLoader(replace(with_both, holds=("regions",)), center_crop(8)).load(0, 0, KEY)
+    assert loaded.pixels is None
+    assert loaded.regions is not None

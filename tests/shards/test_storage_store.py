@@ -194,3 +194,64 @@ def test_the_directory_is_named_by_the_environment(tmp_path: Path, monkeypatch: 
 def test_settings_that_mean_nothing_are_refused(tmp_path: Path, setting: str) -> None:
     with pytest.raises(DataError, match=f"{setting} is 0, but must be positive"):
         Cache(tmp_path, **{setting: 0})
+
+
+def refusing(number: int) -> Callable[..., None]:
+    def refuse(*_arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+def claimed(store: Store) -> None:
+    with store.claim(key(0), threading.Event()):
+        pass
+
+
+USES = [
+    claimed,
+    lambda store: store.use(key(0)),
+    lambda store: store.read(key(0), 0, 1),
+    lambda store: store.put(key(0), b"x"),
+]
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_file_in_the_folders_place_is_told_whatever_is_done(
+    tmp_path: Path, use: Callable[[Store], object]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"^cache .*file: cannot be written to \((Not a directory|File exists)\)"):
+        use(Store(tmp_path / "file", 100))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("use", [claimed, lambda store: store.put(key(0), b"x")])
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[Store], object], number: int
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refusing(number))
+    told = r"^cache .*: this file system has no locks \(.*\); name a folder on a local disk, by data\.cache\.dir or"
+    with pytest.raises(DataError, match=told):
+        use(Store(tmp_path, 100))
+
+
+@pytest.mark.parametrize("use", USES[1:3])
+def test_a_disk_that_fails_is_told_when_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[Store], object]
+) -> None:
+    Store(tmp_path, 100).put(key(0), b"x")
+    monkeypatch.setattr(os, "utime", refusing(errno.EROFS))
+    with pytest.raises(DataError, match=r"^cache .*Read-only file system"):
+        use(Store(tmp_path, 100))
+
+
+def test_an_error_of_what_is_done_under_a_claim_is_not_the_caches(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="another disk"), Store(tmp_path, 100).claim(key(0), threading.Event()):
+        raise OSError("another disk")
+
+
+def test_a_tilde_in_the_environment_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ITM_CACHE", "~/here")
+    assert Cache().directory == tmp_path / "here"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 import model  # noqa: F401  (lets torchvision, and so open_clip, import beside a CPU build of torch)
 from shards.convert import Options, write_split
@@ -11,6 +12,8 @@ from shards.demo.source import demo_records
 from shards.manifest import read_manifest
 from shards.training import Part, TrainingSet
 from trainer.config import Recipe
+from trainer.engine import build_encoders
+from trainer.logs import EVALUATIONS, METRICS
 from trainer.plan import identity
 from trainer.recipe import dump_recipe
 
@@ -65,3 +68,24 @@ def add_checkpoint(demo: Path) -> Callable[..., Path]:
         return folder
 
     return add
+
+
+@pytest.fixture
+def make_run(add_checkpoint: Callable[..., Path], tiny_recipe: Callable[..., Recipe]) -> Callable[..., Path]:
+    """A run's folder with logs and one checkpoint of random weights."""
+
+    def make(run: Path, seed: int = 0, **sections: dict[str, Any]) -> Path:
+        recipe = tiny_recipe(run={"seed": seed, "dir": "<b>folder</b>"}, **sections)
+        path = add_checkpoint(run, 4, 10.0, recipe)
+        weights = build_encoders(recipe.model, seed).state_dict()
+        save_file(
+            {f"encoders.{name}": value.contiguous() for name, value in weights.items()},
+            path / "weights.safetensors",
+        )
+        rows = [{"step": step, "loss": 1 / step, "lr": 0.1} for step in range(1, 5)]
+        recalls = {"r1": 1.0, "r5": 2.0, "r10": 30.0}
+        (run / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 5, "lo')
+        (run / EVALUATIONS).write_text(json.dumps({"step": 4, "i2t": recalls, "t2i": recalls}) + "\n")
+        return run
+
+    return make

@@ -14,7 +14,7 @@ from shards.errors import DataError
 from shards.manifest import SHARD_SCHEMA
 from trainer.config import Recipe
 from trainer.errors import RunError
-from trainer.plan import Plan, make_plan
+from trainer.plan import Plan, cache_of, make_plan
 
 MakePlan = Callable[..., Plan]
 
@@ -233,3 +233,10 @@ def test_a_cache_that_is_too_small_for_the_order_is_told(plan: MakePlan, tmp_pat
     for max_gb, warned in ((size * 1.01, False), (size * 0.99, True)):
         lines = plan(data={"train": str(folder), "cache": {"max_gb": max_gb}}).summary()
         assert any("data.cache.max_gb=" in line for line in lines) == warned
+
+
+def test_a_tilde_in_the_caches_folder_is_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_recipe: Callable[..., Recipe]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_of(tiny_recipe(data={"cache": {"dir": "~/here"}}).data).directory == tmp_path / "here"

@@ -65,6 +65,23 @@ def test_too_many_end_the_run(tmp_path: Path) -> None:
     assert len(listed(tmp_path)) == 11
 
 
+def test_a_resumed_run_is_stopped_by_the_samples_that_stopped_it_before(tmp_path: Path) -> None:
+    for _ in range(3):
+        quarantine = Quarantine(tmp_path, 0.01, World())
+        quarantine.add(broken(*range(300)))
+        with pytest.raises(RunError, match=r"300 of 1,000 samples"):
+            quarantine.settle(1000)
+    assert listed(tmp_path) == list(range(300))
+
+
+def test_a_resumed_run_counts_each_sample_once_in_its_later_epochs(tmp_path: Path) -> None:
+    for _ in range(2):
+        quarantine = Quarantine(tmp_path, 0.01, World())
+        for epoch in range(1, 4):
+            quarantine.add(broken(*range(10)))
+            assert quarantine.settle(1000 * epoch) == 10
+
+
 def test_the_limit_is_a_share_of_what_was_read(tmp_path: Path) -> None:
     quarantine = Quarantine(tmp_path, 0.01, World())
     quarantine.add(broken(*range(100)))

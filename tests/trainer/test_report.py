@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,14 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from shards.manifest import Manifest, read_manifest
-from trainer.config import Recipe
 from trainer.embed import Embeddings
-from trainer.engine import build_encoders
 from trainer.errors import RunError
-from trainer.logs import EVALUATIONS, METRICS
 from trainer.report.curves import curves
 from trainer.report.gallery import Thumbnails, image_queries, text_queries
 from trainer.report.page import write_report
@@ -53,27 +48,6 @@ class Page(HTMLParser):
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
-
-
-@pytest.fixture
-def make_run(add_checkpoint: Callable[..., Path], tiny_recipe: Callable[..., Recipe]) -> Callable[..., Path]:
-    """A run's folder with logs and one checkpoint of random weights."""
-
-    def make(run: Path, seed: int = 0) -> Path:
-        recipe = tiny_recipe(run={"seed": seed, "dir": "<b>folder</b>"})
-        path = add_checkpoint(run, 4, 10.0, recipe)
-        weights = build_encoders(recipe.model, seed).state_dict()
-        save_file(
-            {f"encoders.{name}": value.contiguous() for name, value in weights.items()},
-            path / "weights.safetensors",
-        )
-        rows = [{"step": step, "loss": 1 / step, "lr": 0.1} for step in range(1, 5)]
-        recalls = {"r1": 1.0, "r5": 2.0, "r10": 30.0}
-        (run / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 5, "lo')
-        (run / EVALUATIONS).write_text(json.dumps({"step": 4, "i2t": recalls, "t2i": recalls}) + "\n")
-        return run
-
-    return make
 
 
 def test_the_page_is_whole_and_needs_nothing_from_elsewhere(

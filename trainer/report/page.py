@@ -25,14 +25,19 @@ def check_runs(runs: list[Path]) -> None:
 
 
 def write_report(
-    runs: list[Path], data: Path, out: Path, on_batch: Callable[[int], None] = lambda _images: None
+    runs: list[Path],
+    data: str | Path,
+    out: Path,
+    *,
+    workers: int = 0,
+    on_batch: Callable[[int], None] = lambda _images: None,
 ) -> list[Evaluation]:
     """Evaluate each run's best checkpoint on the split `data` and write the page; the gallery is the last run's.
 
     Returns the evaluations. Raises `RunError` when a path is no run.
     """
     check_runs(runs)
-    evaluations = [evaluate(run, data, on_batch=on_batch) for run in runs]
+    evaluations = [evaluate(run, data, workers=workers, on_batch=on_batch) for run in runs]
     last, names = evaluations[-1], _names([run.resolve() for run in runs])
     environment = Environment(
         loader=PackageLoader("trainer.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
