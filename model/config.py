@@ -220,13 +220,15 @@ class RelationsConfig(_Config):
 
     weight: float = Field(1.0, ge=0, description="of the term in the loss")
     start_step: int = Field(8000, ge=0, description="optimiser steps before the term counts")
-    group: int = Field(128, ge=2, description="consecutive pairs of the global batch that see each other")
+    group: int = Field(
+        0, ge=0, description="consecutive pairs of the global batch that see each other; 0: model.norm_group"
+    )
     relevance: Literal["learned", "average"] = Field(
         "learned", description="of images and texts to each other: the average match, or that and an MLP"
     )
     tile: int = Field(16, ge=1, description="texts whose words are compared at a time; bounds memory alone")
     mask_weight: float = Field(1.0, ge=0, description="of relevance in the attention: 1 Flickr30K, 1.5 COCO")
-    heads: int = Field(16, ge=1, description="attention heads over the nodes")
+    heads: int = Field(0, ge=0, description="attention heads over the nodes; 0: model.aahr.fragment_heads")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the attention layer")
     gcn_dropout: float = Field(0.6, ge=0, lt=1, description="dropout before each graph convolution")
 

@@ -75,7 +75,7 @@ class DualEncoder(nn.Module):
                 concepts.words, build_caption_tokenizer(config), lambda tokens: self.text_tower(tokens).pooled
             )
             self.text_tower.train(mode)
-        return Consensus(features, adjacency, self.embed_dim, config.consensus)
+        return Consensus(features, adjacency, self.embed_dim, config.consensus, concepts.words)
 
     def encode_image(
         self,

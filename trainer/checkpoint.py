@@ -4,6 +4,7 @@
                               optimizer.safetensors   AdamW's moments, `NAME/exp_avg` and `NAME/exp_avg_sq`
                               state.json              step, loader position, recalls on val, versions
                               recipe.yaml             the resolved recipe
+                              concepts.json           the concept vocabulary, where the model has one
 
 Nothing in it is pickled, so loading one executes no code.
 """
@@ -29,6 +30,7 @@ from trainer.recipe import dump_recipe, load_recipe
 
 FORMAT_VERSION = 1
 STATE, WEIGHTS, OPTIMIZER, RECIPE = "state.json", "weights.safetensors", "optimizer.safetensors", "recipe.yaml"
+CONCEPTS = "concepts.json"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,15 @@ class Checkpoint:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return load_recipe(self.path / RECIPE)
+        """As it was trained, with the vocabulary that lies beside it."""
+        recipe, concepts = load_recipe(self.path / RECIPE), self.path / CONCEPTS
+        return with_concepts(recipe, concepts) if concepts.is_file() else recipe
+
+
+def with_concepts(recipe: Recipe, path: Path) -> Recipe:
+    """The recipe with another place of the concept file."""
+    consensus = recipe.model.consensus.model_copy(update={"concepts": str(path)})
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"consensus": consensus})})
 
 
 def save_checkpoint(folder: Path, engine: Any, recipe: Recipe, progress: Progress) -> None:
@@ -107,6 +117,8 @@ def _commit(
         save_file(weights, partial / WEIGHTS)
         save_file(moments, partial / OPTIMIZER)
         (partial / RECIPE).write_text(dump_recipe(recipe))
+        if recipe.model.has_consensus:
+            shutil.copyfile(str(recipe.model.consensus.concepts), partial / CONCEPTS)
         (partial / STATE).write_text(json.dumps(state, indent=2) + "\n")
         for file in partial.iterdir():
             file.chmod((partial / STATE).stat().st_mode)  # safetensors makes its files private
@@ -180,9 +192,16 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def load_weights(module: torch.nn.Module, checkpoint: Checkpoint, prefix: str = "") -> list[str]:
+OF_PAST_BATCHES = ("momentum.", "queue.")
+"""What a framework keeps that means nothing on other data."""
+
+
+def load_weights(
+    module: torch.nn.Module, checkpoint: Checkpoint, prefix: str = "", *, fine_tunes: bool = False
+) -> list[str]:
     """Copy the weights whose names start with `prefix` into a module that is not yet in an engine.
 
+    To fine-tune a framework, `OF_PAST_BATCHES` is left out, and of the loss terms what has another shape.
     Returns the names that have no counterpart, on either side. Raises `RunError` for a file that cannot be
     read, when nothing matches, and when a weight has another shape: the checkpoint is of another model.
     """
@@ -192,6 +211,14 @@ def load_weights(module: torch.nn.Module, checkpoint: Checkpoint, prefix: str = 
         for name, tensor in _load(checkpoint.path / WEIGHTS).items()
         if name.startswith(prefix)
     }
+    if fine_tunes:
+        own, theirs = (
+            {name: value for name, value in side.items() if not name.startswith(OF_PAST_BATCHES)}
+            for side in (own, theirs)
+        )
+        for name in [name for name in theirs if name.startswith("terms.") and name in own]:
+            if own[name].shape != theirs[name].shape:
+                del theirs[name]
     other = [name for name in own.keys() & theirs.keys() if own[name].shape != theirs[name].shape]
     if other:
         name = min(other)

@@ -29,6 +29,9 @@ from trainer.quarantine import Quarantine
 from trainer.recipe import dump_recipe
 from trainer.schedule import learning_rate_scale
 
+NAMED = 8
+"""Weights without counterpart that are named before the rest is counted."""
+
 
 def train(plan: Plan, world: World) -> None:
     """Run the plan on this process as its rank of the world; every rank calls it."""
@@ -76,13 +79,14 @@ class Trainer:
         framework = build_framework(encoders, recipe, plan.steps_per_epoch, plan.total_steps)
         self.notes += encoders.notes
         if loaded:
-            unmatched = load_weights(framework, loaded)
+            unmatched = load_weights(framework, loaded, fine_tunes=not plan.resume)
             if unmatched and plan.resume:
                 first = f"{unmatched[0]} ({len(unmatched)} such)"
                 raise RunError(f"{loaded.path}: a checkpoint of another model: {first}")
             self.notes.append(f"weights of {loaded.path}")
             if unmatched:
-                self.notes.append(f"without counterpart, left as they were: {', '.join(unmatched)}")
+                more = f" and {len(unmatched) - NAMED:,} more" if len(unmatched) > NAMED else ""
+                self.notes.append(f"without counterpart, left as they were: {', '.join(unmatched[:NAMED])}{more}")
             if not plan.resume:
                 framework.restart()
         return framework

@@ -1,12 +1,13 @@
 """What a recipe comes to on this data with these processes, checked before anything is written."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.config import ModelConfig
 from model.memory.queue import check_queue_size
-from model.terms.build import needs_memory, relates
+from model.terms.build import needs_memory, relates, relation_group
 from shards.loader import steps_per_epoch
 from shards.manifest import IMAGE, REGIONS, Manifest, read_manifest
 from shards.storage.cache import Cache, default_directory
@@ -29,8 +30,13 @@ FIXED = (
 )
 """Settings that decide what a run's checkpoints mean, so a resumed run cannot change them."""
 
-FREE = ("pretrained", "norm_group", "aahr.dropout")
+FREE = re.compile(
+    r"framework|pretrained|norm_group|aahr\.dropout|consensus\.\w+|text\.transformer\.weights"
+    r"|.*\.(freeze|gradient_checkpointing)"
+)
 """Settings of the model that may differ from those of the checkpoint whose weights are taken."""
+PLACES = ("run.dir", "model.consensus.concepts")
+"""Settings that say where something lies; what it is stands in the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,7 @@ def _check_batch(recipe: Recipe, train: TrainingSet, processes: int) -> None:
         raise RunError(f"data.global_batch_size={batch}: does not divide among {processes} processes")
     groups = {"model.norm_group": recipe.model.norm_group}
     if relates(recipe.model, recipe.loss):
-        groups["loss.relations.group"] = recipe.loss.relations.group
+        groups["loss.relations.group"] = relation_group(recipe.model, recipe.loss)
     for key, group in groups.items():
         if (batch // processes) % group:
             raise RunError(
@@ -199,7 +205,7 @@ def _check_batch(recipe: Recipe, train: TrainingSet, processes: int) -> None:
 def _check_model(recipe: Recipe, init_from: Checkpoint) -> None:
     theirs, ours = flatten(init_from.recipe.model.model_dump()), flatten(recipe.model.model_dump())
     for key, value in ours.items():
-        if key not in FREE and theirs[key] != value:
+        if not FREE.fullmatch(key) and theirs[key] != value:
             raise RunError(
                 f"model.{key}={value}: {init_from.path} is a checkpoint of another model, with "
                 f"model.{key}={theirs[key]}; use the model section of its recipe.yaml"
@@ -222,7 +228,7 @@ def identity(train: TrainingSet) -> list[dict[str, Any]]:
 
 def _changes(resume: Checkpoint, recipe: Recipe, train: TrainingSet) -> tuple[str, ...]:
     before, now = flatten(resume.recipe.model_dump()), flatten(recipe.model_dump())
-    changed = [key for key in now if before[key] != now[key] and key != "run.dir"]
+    changed = [key for key in now if before[key] != now[key] and key not in PLACES]
     for key in changed:
         if key.startswith(FIXED):
             raise RunError(

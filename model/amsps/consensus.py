@@ -4,14 +4,17 @@ CVSE (Wang et al., "Consensus-aware visual-semantic embedding for image-text mat
 and 3.3). Images and texts are embedded independently of each other.
 """
 
+import hashlib
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from model.config import ConsensusConfig
+from model.errors import ModelError
 
 
 class ConsensusEmbeddings(NamedTuple):
@@ -85,12 +88,22 @@ def mix_labels(log_concepts: torch.Tensor, labels: torch.Tensor, share: float, s
 class Consensus(nn.Module):
     """Both modalities' way through the concepts. Takes any instance embedding, AAHR's as well as AMSPS's."""
 
+    vocabulary: torch.Tensor
+
     def __init__(
-        self, features: torch.Tensor, adjacency: torch.Tensor, embed_dim: int, config: ConsensusConfig
+        self,
+        features: torch.Tensor,
+        adjacency: torch.Tensor,
+        embed_dim: int,
+        config: ConsensusConfig,
+        words: Sequence[str] = (),
     ) -> None:
-        """`features` (q, width) of the concepts' words, `adjacency` (q, q) of their graph."""
+        """`features` (q, width) of the concepts' words, `adjacency` (q, q) of their graph; the q words."""
         super().__init__()
         self.config = config
+        digest = hashlib.sha256("\n".join(words).encode()).digest()
+        self.register_buffer("vocabulary", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
+        self.register_load_state_dict_pre_hook(_check_vocabulary)  # type: ignore[no-untyped-call]
         self.graph = ConceptGraph(features.float(), adjacency.float(), embed_dim)
         self.image_attention = ConceptAttention(embed_dim, config.sharpness)
         self.text_attention = ConceptAttention(embed_dim, config.sharpness)
@@ -123,3 +136,10 @@ class Consensus(nn.Module):
         share = self.config.instance_share
         fused = F.normalize(share * instance + (1 - share) * consensus, dim=-1)
         return ConsensusEmbeddings(fused, instance, consensus, log_concepts)
+
+
+def _check_vocabulary(module: nn.Module, weights: dict[str, Any], prefix: str, *_rest: object) -> None:
+    """Refuse weights that were learned with other concepts, which captions would be labelled with."""
+    theirs = weights.get(f"{prefix}vocabulary")
+    if theirs is not None and not torch.equal(theirs.cpu(), module.get_buffer("vocabulary").cpu()):
+        raise ModelError("model.consensus.concepts: the weights were learned with other concepts; give their file")

@@ -29,8 +29,19 @@ def build_terms(model: ModelConfig, loss: LossConfig, embed_dim: int, steps_per_
     if model.framework != "amsps":
         terms["prototypes"] = PrototypeTerm(loss.prototypes, embed_dim)
         terms["momentum_contrast"] = MomentumContrastTerm(loss.momentum_contrast)
-        terms["relations"] = RelationsTerm(loss.relations, loss.regulariser, embed_dim, hinge)
+        relations = loss.relations.model_copy(update=_sizes(model, loss))
+        terms["relations"] = RelationsTerm(relations, loss.regulariser, embed_dim, hinge)
     return {name: term for name, term in terms.items() if any(term.weights.values())}
+
+
+def relation_group(model: ModelConfig, loss: LossConfig) -> int:
+    """Consecutive pairs that see each other."""
+    return loss.relations.group or model.norm_group
+
+
+def _sizes(model: ModelConfig, loss: LossConfig) -> dict[str, int]:
+    heads = loss.relations.heads or model.aahr.fragment_heads
+    return {"group": relation_group(model, loss), "heads": heads}
 
 
 def _first_level(loss: LossConfig) -> BaseLossConfig:
