@@ -71,22 +71,27 @@ def serve(dataset: Dataset[Batch], requests: Iterable[Any], workers: int, pin: b
         multiprocessing_context="spawn" if workers else None,
     )
     batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches, None)
-        except RuntimeError as error:
-            # torch's own words for a worker that is gone; an error raised in one begins with "Caught"
-            if not str(error).startswith("DataLoader worker (pid"):
-                raise
-            raise DataError(
-                f"a loader worker ended unexpectedly ({str(error).splitlines()[0]}); if it was short of memory, "
-                "lower data.workers"
-            ) from None
-        if batch is None:
-            return
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+    try:
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError as error:
+                # torch's own words for a worker that is gone; an error raised in one begins with "Caught"
+                if not str(error).startswith("DataLoader worker (pid"):
+                    raise
+                raise DataError(
+                    f"a loader worker ended unexpectedly ({str(error).splitlines()[0]}); if it was short of memory, "
+                    "lower data.workers"
+                ) from None
+            if batch is None:
+                return
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+    finally:
+        # now, while the workers' queues stand: the garbage collector takes these first, and a worker that still
+        # starts would fail on them
+        del batches
 
 
 def steps_per_epoch(num_visits: int, global_batch_size: int, last_batch: LastBatch) -> int:
