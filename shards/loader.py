@@ -5,6 +5,8 @@ fewer shards than workers and with uneven shards alike. Loader workers fetch who
 number does not change what is read.
 """
 
+import atexit
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -48,8 +50,11 @@ class _ErrorsAsValues(Dataset[Any]):
             return error
 
 
-def _one_thread(_worker: int) -> None:
+def _begin(_worker: int) -> None:
     torch.set_num_threads(1)  # a worker is a thread of its own; more would fight over the cores
+    # a worker that is let go may still be handing a batch over, in a thread of torch's: were the interpreter taken
+    # down around it, the process would now and then abort, which is told as an error of the run that has ended
+    atexit.register(os._exit, 0)
 
 
 def serve(dataset: Dataset[Batch], requests: Iterable[Any], workers: int, pin: bool = False) -> Iterator[Batch]:
@@ -61,27 +66,32 @@ def serve(dataset: Dataset[Batch], requests: Iterable[Any], workers: int, pin: b
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=_begin if workers else None,
         # not fork: the training process holds threads of its collectives
         multiprocessing_context="spawn" if workers else None,
     )
     batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches, None)
-        except RuntimeError as error:
-            # torch's own words for a worker that is gone; an error raised in one begins with "Caught"
-            if not str(error).startswith("DataLoader worker (pid"):
-                raise
-            raise DataError(
-                f"a loader worker ended unexpectedly ({str(error).splitlines()[0]}); if it was short of memory, "
-                "lower data.workers"
-            ) from None
-        if batch is None:
-            return
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+    try:
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError as error:
+                # torch's own words for a worker that is gone; an error raised in one begins with "Caught"
+                if not str(error).startswith("DataLoader worker (pid"):
+                    raise
+                raise DataError(
+                    f"a loader worker ended unexpectedly ({str(error).splitlines()[0]}); if it was short of memory, "
+                    "lower data.workers"
+                ) from None
+            if batch is None:
+                return
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+    finally:
+        # now, while the workers' queues stand: the garbage collector takes these first, and a worker that still
+        # starts would fail on them
+        del batches
 
 
 def steps_per_epoch(num_visits: int, global_batch_size: int, last_batch: LastBatch) -> int:
