@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import REPOSITORY, run_itm
 
 TINY = REPOSITORY / "tests/end_to_end/tiny.yaml"
+WHOLE = REPOSITORY / "tests/end_to_end/whole.yaml"
 Itm = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -46,9 +47,21 @@ def reference(itm: Itm, demo: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return run
 
 
-def data_of(demo: Path) -> tuple[str, str, str]:
-    concepts = f"model.consensus.concepts={demo / 'concepts.json'}"
-    return f"data.train={demo / 'train'}", f"data.val={demo / 'val'}", concepts
+@pytest.fixture(scope="session")
+def whole(itm: Itm, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run with every term of both methods: one process, ZeRO-0."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    itm("train", WHOLE, f"run.dir={run}", *whole_of(demo), "engine.zero_stage=0")
+    return run
+
+
+def data_of(demo: Path) -> tuple[str, str]:
+    return f"data.train={demo / 'train'}", f"data.val={demo / 'val'}"
+
+
+def whole_of(demo: Path) -> tuple[str, str, str]:
+    """`data_of`, and the concepts that `WHOLE` needs."""
+    return *data_of(demo), f"model.consensus.concepts={demo / 'concepts.json'}"
 
 
 def losses(run: Path) -> list[float]:
