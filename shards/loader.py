@@ -80,8 +80,8 @@ def serve(dataset: Dataset[Batch], requests: Iterable[Any], workers: int, pin: b
                 if not str(error).startswith("DataLoader worker (pid"):
                     raise
                 raise DataError(
-                    f"a loader worker ended unexpectedly ({str(error).splitlines()[0]}); if it was short of memory, "
-                    "lower data.workers"
+                    f"a loader worker ended unexpectedly ({str(error).splitlines()[0]}); if it was short of "
+                    "memory, lower data.workers"
                 ) from None
             if batch is None:
                 return
