@@ -24,7 +24,7 @@ demo: install
 	$(BIN)/itm report $(RUNS)/pretrain $(RUNS)/finetune --data demo/test --out $(RUNS)/report.html
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
