@@ -1,5 +1,6 @@
 """What the ranks of a run see together, whatever their number, the workers, and the kills in between."""
 
+import multiprocessing
 import os
 import signal
 from collections import Counter
@@ -331,6 +332,7 @@ def test_a_missing_shard_ends_the_run_in_one_line(
     with pytest.raises(DataError) as raised:
         list(islice(TrainLoader(dataset, 4, Rank(), workers), 3))
     assert str(raised.value) == f"{path}: the shard cannot be read (No such file or directory)"
+    assert not multiprocessing.active_children(), "workers end with the error, not when its traceback is collected"
 
 
 def mistaken(_captions: list[str]) -> torch.Tensor:
