@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_intermixed_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     concepts = options.out / "concepts.json"
     if not concepts.is_file():
         itm("shards", "concepts", options.data / "train", "--out", concepts)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
-import numpy as np
 import torch
 from torch.utils.data import default_collate
 

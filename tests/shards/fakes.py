@@ -78,7 +78,7 @@ class FakeReader:
 
 def key_as_pixel(_image: bytes, key: np.uint64) -> np.ndarray:
     """One pixel that shows the random key of the visit."""
-    return np.frombuffer(np.uint64(key).tobytes()[:3], np.uint8).reshape(1, 1, 3)
+    return np.array([*np.uint64(key).tobytes()[:3]], np.uint8).reshape(1, 1, 3)
 
 
 def fake_training(
