@@ -113,10 +113,9 @@ class ModelConfig(_Config):
 
     @model_validator(mode="after")
     def _widths_divide(self) -> Self:
-        if self.embed_dim % self.aahr.fragment_heads:
-            raise ValueError(
-                f"embed_dim: {self.embed_dim} is not divisible by {self.aahr.fragment_heads} aahr.fragment_heads"
-            )
+        heads = self.aahr.fragment_heads
+        if self.embed_dim % heads:
+            raise ValueError(f"embed_dim: {self.embed_dim} is not divisible by {heads} model.aahr.fragment_heads")
         if self.embed_dim % 2:
             raise ValueError(f"embed_dim: {self.embed_dim} is odd; the local projection halves it")
         return self

@@ -49,7 +49,10 @@ class RunLog:
     """The main process's log of one run. Use as a context manager."""
 
     def __init__(self, run_dir: Path, total_steps: int, start_step: int, tensorboard: bool) -> None:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"run.dir={run_dir}: cannot be made ({error.strerror}); give another folder") from None
         self._lock = _lock(run_dir)
         for name in (METRICS, EVALUATIONS):
             _cut_after(run_dir / name, start_step)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from shards.evaluation import EvaluationDataset
 from shards.images import center_crop, random_resized_crop
 from shards.loader import Position, Rank, TrainLoader
 from shards.training import TrainDataset
-from trainer.checkpoint import Progress, load_optimizer, load_weights, prune, save_checkpoint
+from trainer.checkpoint import CONCEPTS, Progress, load_optimizer, load_weights, prune, save_checkpoint
 from trainer.distributed import World, device_of, start, stop
 from trainer.embed import embed_split
 from trainer.engine import build_encoders, build_framework, initialize, seed_step, set_learning_rate
@@ -85,11 +86,17 @@ class Trainer:
                 raise RunError(f"{loaded.path}: a checkpoint of another model: {first}")
             self.notes.append(f"weights of {loaded.path}")
             if unmatched:
-                more = f" and {len(unmatched) - NAMED:,} more" if len(unmatched) > NAMED else ""
-                self.notes.append(f"without counterpart, left as they were: {', '.join(unmatched[:NAMED])}{more}")
+                own = framework.state_dict().keys()
+                self._note("not in the checkpoint, so new", [name for name in unmatched if name in own])
+                self._note("only in the checkpoint, so unused", [name for name in unmatched if name not in own])
             if not plan.resume:
                 framework.restart()
         return framework
+
+    def _note(self, what: str, names: list[str]) -> None:
+        more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+        if names:
+            self.notes.append(f"{what}: {', '.join(names[:NAMED])}{more}")
 
     def _data(self) -> tuple[TrainLoader, EvaluationDataset | None]:
         recipe, plan = self.recipe, self.plan
@@ -119,10 +126,18 @@ class Trainer:
                 log = stack.enter_context(RunLog(plan.run_dir, plan.total_steps, self.step, tensorboard))
                 with replacing(plan.run_dir / "recipe.yaml") as stream:
                     stream.write(dump_recipe(self.recipe).encode())
+                self._keep_concepts()
                 for note in self.notes + [f"changed since the checkpoint: {change}" for change in plan.changed]:
                     log.note(note)
             self.quarantine = Quarantine(plan.run_dir, self.recipe.data.max_undecodable, self.world)
             self._train(log)
+
+    def _keep_concepts(self) -> None:
+        """A copy of the vocabulary in the run's folder: its captions must be labelled so to the end."""
+        concepts, own = self.recipe.model.consensus.concepts, self.plan.run_dir / CONCEPTS
+        if self.recipe.model.has_consensus and Path(str(concepts)) != own:
+            with replacing(own) as stream:
+                stream.write(Path(str(concepts)).read_bytes())
 
     def _train(self, log: RunLog | None) -> None:
         recipe, plan = self.recipe, self.plan

@@ -15,6 +15,7 @@ from shards.storage.location import is_remote
 from shards.training import Part, TrainingSet
 from shards.working_set import working_set_bytes
 from trainer.checkpoint import Checkpoint, find_checkpoint, list_checkpoints
+from trainer.concepts import settle_concepts
 from trainer.config import DataConfig, PartConfig, Recipe
 from trainer.errors import RunError
 from trainer.recipe import flatten
@@ -81,6 +82,7 @@ class Plan:
             *_cache_warning(self.train, recipe.data.cache.max_gb),
             val,
             f"model  {model.framework} on {model.architecture}, embeddings of {model.embed_dim}",
+            *_idle_concepts(model),
             f"steps  {self.total_steps:,} of {batch:,} pairs, {self.steps_per_epoch:,} an epoch",
             f"engine {self.processes} process{'es' * (self.processes > 1)}, ZeRO-{recipe.engine.zero_stage}, "
             f"{recipe.engine.precision}",
@@ -108,6 +110,8 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
     init_from = find_checkpoint(Path(recipe.run.init_from)) if recipe.run.init_from and not resume else None
     if init_from:
         _check_model(recipe, init_from)
+    changed = _changes(resume, recipe, train) if resume else ()
+    recipe = settle_concepts(recipe, resume, init_from)
     return Plan(
         recipe=recipe,
         processes=processes,
@@ -117,7 +121,7 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
         total_steps=max(1, round(recipe.schedule.epochs * steps)),
         resume=resume,
         init_from=init_from,
-        changed=_changes(resume, recipe, train) if resume else (),
+        changed=changed,
     )
 
 
@@ -148,6 +152,12 @@ def _describe(train: TrainingSet) -> list[str]:
         plain = len(train.parts) == 1 and visits == of.num_samples
         lines.append(line if plain else f"{line}; {visits:,} visits an epoch")
     return lines
+
+
+def _idle_concepts(model: ModelConfig) -> list[str]:
+    if model.consensus.concepts is None or model.has_consensus:
+        return []
+    return [f"note   model.consensus.concepts has no effect with model.framework={model.framework}"]
 
 
 def _cache_warning(train: TrainingSet, max_gb: float) -> list[str]:

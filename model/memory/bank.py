@@ -24,7 +24,7 @@ class PrototypeBank(nn.Module):
         """`count` is P. The prototypes start in random directions."""
         super().__init__()
         if count < 1:
-            raise ModelError(f"prototypes.count: {count} leaves nothing to compare with; set it to 1 at least")
+            raise ModelError(f"loss.prototypes.count: {count} leaves nothing to compare with; set it to 1 at least")
         self.prototypes = nn.Parameter(F.normalize(torch.randn(count, embed_dim), dim=1))
         self.register_buffer("usage", torch.zeros(count))  # running share of the samples
         self.register_buffer("last_used", torch.zeros(count, dtype=torch.int64))  # step

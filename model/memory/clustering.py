@@ -36,7 +36,7 @@ def reestimate(prototypes: torch.Tensor, points: torch.Tensor, seed: int, iterat
     count = prototypes.shape[0]
     if len(points) < count:
         raise ModelError(
-            f"prototypes.reestimate_every: the queue holds {len(points)} embeddings, fewer than the {count} "
+            f"loss.prototypes.reestimate_every: the queue holds {len(points)} embeddings, fewer than the {count} "
             "prototypes; set a larger queue.size or a smaller prototypes.count"
         )
     directions = F.normalize(prototypes.float(), dim=1)

@@ -10,7 +10,7 @@ def check_queue_size(size: int, global_batch_size: int) -> None:
     """Raise `ModelError` for a queue that one step would overwrite more than once."""
     if size < global_batch_size:
         raise ModelError(
-            f"queue.size: {size} is smaller than one global batch; set it to {global_batch_size} at least, "
+            f"loss.queue.size: {size} is smaller than one global batch; set it to {global_batch_size} at least, "
             "or lower data.global_batch_size"
         )
 
@@ -35,7 +35,7 @@ class MomentumQueue(nn.Module):
         """`size` is M; no batch need divide it."""
         super().__init__()
         if size < 1:
-            raise ModelError(f"queue.size: {size} holds no pair; set it to one global batch at least")
+            raise ModelError(f"loss.queue.size: {size} holds no pair; set it to one global batch at least")
         self.register_buffer("images", torch.zeros(size, embed_dim))
         self.register_buffer("texts", torch.zeros(size, embed_dim))
         self.register_buffer("ids", torch.full((size,), -1))

@@ -130,7 +130,7 @@ def test_the_last_override_of_a_key_holds(empty: Path) -> None:
         ("engine.zero_stage=4", ["engine.zero_stage=4: should be 0, 1, 2 or 3"]),
         ("engine.precision=fp16", ["engine.precision='fp16': should be 'float32' or 'bfloat16'"]),
         ("optimizer=3", ["optimizer=3: should be a valid dictionary"]),
-        ("model.embed_dim=100", ["model.embed_dim: 100 is not divisible by 16 aahr.fragment_heads"]),
+        ("model.embed_dim=100", ["model.embed_dim: 100 is not divisible by 16 model.aahr.fragment_heads"]),
         ("data.global_batch_size=100", ["model.norm_group: 128 does not divide data.global_batch_size 100"]),
         ("run.seed", ["override 'run.seed': write key=value"]),
         ("=5", ["override '=5': write key=value"]),
