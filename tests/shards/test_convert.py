@@ -232,8 +232,7 @@ def test_an_interruption_keeps_finished_shards_and_nothing_half_written(tmp_path
         _, errors = running.communicate(timeout=30)
         assert time.monotonic() - begin < 10
     wait_for_group(running)
-    assert errors.count("Traceback") == 1, errors  # the main process's own
-    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert (running.returncode, errors) == (130, "")
     kept = finished_tars(out)
     assert len(kept) >= 3
     with start(out, processes) as running:
