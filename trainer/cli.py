@@ -11,6 +11,7 @@ from model.errors import ModelError
 from shards.cli import app as shards_app
 from shards.errors import DataError
 from trainer import commands as run_commands
+from trainer import model_commands
 from trainer.errors import RunError
 
 commands = typer.Typer(
@@ -25,6 +26,8 @@ commands.command()(run_commands.train)
 commands.command("eval")(run_commands.evaluate)
 commands.command()(run_commands.report)
 commands.command()(run_commands.recipe)
+for command in (model_commands.export, model_commands.embed, model_commands.index, model_commands.search):
+    commands.command()(command)
 
 
 def app() -> None:

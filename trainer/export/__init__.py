@@ -1,0 +1,1 @@
+"""A trained model for others to use: one file a format."""
