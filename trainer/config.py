@@ -76,6 +76,10 @@ class OptimizerConfig(_Config):
     ] = [0.9, 0.98]
     eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
     tower_lr_scale: float = Field(1.0, ge=0, description="learning rate of the towers, relative to the heads'")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the towers' rate from each block to the one before it; 1: all alike"
+    )
+    tower_start_step: int = Field(0, ge=0, description="optimiser steps before the towers learn, too")
     gradient_clipping: float = Field(2.0, ge=0, description="largest gradient norm; 0 clips nothing")
 
 

@@ -8,10 +8,10 @@ from torch import nn
 from model.config import ModelConfig
 from model.encoders import DualEncoder
 from model.frameworks import Framework
-from trainer.config import Recipe
+from trainer.config import OptimizerConfig, Recipe
 from trainer.deepspeed_setup import deepspeed_config
 from trainer.distributed import World
-from trainer.parameter_groups import parameter_groups
+from trainer.parameter_groups import layer_distances, learning_rate, parameter_groups
 
 _INIT = 0x1717  # apart from the seeds of steps
 
@@ -50,7 +50,7 @@ def initialize(framework: Framework, recipe: Recipe, world: World, device: torch
 
     framework.to(device)
     optimizer = torch.optim.AdamW(
-        parameter_groups(framework.named_parameters(), recipe.optimizer),
+        parameter_groups(framework.named_parameters(), recipe.optimizer, layer_distances(framework)),
         betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
         eps=recipe.optimizer.eps,
         fused=True,  # one pass over memory: benchmarks/optimizer.py
@@ -64,7 +64,7 @@ def initialize(framework: Framework, recipe: Recipe, world: World, device: torch
     return engine
 
 
-def set_learning_rate(engine: Any, lr: float) -> None:
-    """Set the rate of every group to `lr` times its own scale."""
+def set_learning_rate(engine: Any, lr: float, step: int, config: OptimizerConfig) -> None:
+    """Set the rate of every group for a step, from 0 on, whose scheduled rate is `lr`."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        group["lr"] = learning_rate(group, lr, step, config)

@@ -169,7 +169,7 @@ class Trainer:
             self.step, self.plan.total_steps, schedule.warmup_steps, schedule.final_lr_scale
         )
         lr = self.recipe.optimizer.lr * scale
-        set_learning_rate(self.engine, lr)
+        set_learning_rate(self.engine, lr, self.step, self.recipe.optimizer)
         seed_step(self.recipe.run.seed, self.step, self.world.rank)
         self.quarantine.add(batch.undecodable)
         parts = (batch.images, batch.regions, batch.region_mask, batch.text, batch.image_ids, batch.valid)

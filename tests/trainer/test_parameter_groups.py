@@ -8,7 +8,7 @@ from model.config import LossConfig, ModelConfig
 from model.encoders import DualEncoder
 from model.frameworks import Framework
 from trainer.config import OptimizerConfig
-from trainer.parameter_groups import parameter_groups
+from trainer.parameter_groups import layer_distances, learning_rate, parameter_groups
 
 CONFIG = OptimizerConfig(lr=0.5, weight_decay=0.25, tower_lr_scale=0.1)
 
@@ -82,3 +82,30 @@ def test_a_tower_rate_of_zero_leaves_the_towers_as_they_are(framework: Framework
             continue
         assert torch.equal(parameter, before[name]) == ("_tower." in name), name
         parameter.grad = None
+
+
+def test_layers_learn_the_slower_the_farther_they_are_from_the_end() -> None:
+    config = CONFIG.model_copy(update={"layer_decay": 0.5})
+    encoders = DualEncoder(ModelConfig.model_validate({"architecture": "itm-mini", "embed_dim": 16}))
+    parts = nn.ModuleDict({"encoders": encoders})
+    groups = parameter_groups(parts.named_parameters(), config, layer_distances(parts))
+    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    named = dict(parts.named_parameters())
+    blocks = len({name.split(".")[5] for name in named if ".visual.transformer.resblocks." in name})
+    assert blocks > 1
+    for name, halvings in (
+        ("image_tower.visual.proj", 0),
+        (f"image_tower.visual.transformer.resblocks.{blocks - 1}.mlp.c_fc.weight", 1),
+        ("image_tower.visual.transformer.resblocks.0.mlp.c_fc.weight", blocks),
+        ("image_tower.visual.conv1.weight", blocks + 1),
+        ("text_tower.text.text_projection", 0),
+    ):
+        assert scales[id(named[f"encoders.{name}"])] == 0.1 * 0.5**halvings, name
+    assert {scales[id(p)] for name, p in named.items() if name.startswith("encoders.image_head")} == {1.0}
+
+
+def test_towers_rest_until_their_step(framework: Framework) -> None:
+    config = CONFIG.model_copy(update={"tower_start_step": 3})
+    for group in parameter_groups(framework.named_parameters(), config):
+        rates = [learning_rate(group, 2.0, step, config) for step in (0, 2, 3)]
+        assert rates == ([0.0, 0.0, 0.2] if group["tower"] else [2.0] * 3)
