@@ -6,7 +6,7 @@ from torch import nn
 from model.collectives import gather, rank
 from model.config import LossConfig, ModelConfig
 from model.encoders import DualEncoder
-from model.features import Encoded
+from model.encodings import Encodings, Kind
 from model.losses.pairs import Memory, Pairs
 from model.memory.momentum import MomentumCopy, momentum_decay
 from model.memory.queue import MomentumQueue
@@ -68,22 +68,72 @@ class Framework(nn.Module):
         optimiser steps. Pairs that are not valid, which only fill a batch, are neither anchors nor negatives nor
         anything else. The mean of each value over the ranks is its value over the global batch.
         """
-        inputs = (images, regions, region_mask)
+        inputs = (images, regions, region_mask, text)
+        return self.losses(self.encode(*inputs), self.encode_keys(*inputs), image_ids, valid, step)
+
+    def encode(
+        self,
+        images: torch.Tensor | None,
+        regions: torch.Tensor | None,
+        region_mask: torch.Tensor | None,
+        text: torch.Tensor,
+    ) -> Encodings:
+        """Pairs, as in `forward`, -> all that the losses read of their encoders."""
+        return self._encode(self.encoders, images, regions, region_mask, text)
+
+    @torch.no_grad()
+    def encode_keys(
+        self,
+        images: torch.Tensor | None,
+        regions: torch.Tensor | None,
+        region_mask: torch.Tensor | None,
+        text: torch.Tensor,
+    ) -> list[Kind] | None:
+        """The kinds of embedding by the momentum encoders; None where there are none."""
+        if self.momentum is None:
+            return None
+        return self._encode(self.momentum.module, images, regions, region_mask, text).kinds
+
+    def _encode(
+        self,
+        encoders: DualEncoder,
+        images: torch.Tensor | None,
+        regions: torch.Tensor | None,
+        region_mask: torch.Tensor | None,
+        text: torch.Tensor,
+    ) -> Encodings:
         # here and not around the engine, which switches off an autocast that it did not start
         with torch.autocast(text.device.type, self.autocast, enabled=self.autocast is not None):
-            image, caption = self.encoders.represent_image(*inputs), self.encoders.represent_text(text)
-            own, concepts = self._kinds(self.encoders, image, caption, text)
-            keys = self._keys(inputs, text)
+            image, caption = encoders.represent_image(images, regions, region_mask), encoders.represent_text(text)
+            if encoders.consensus is None:
+                return Encodings(image, caption, [(image.embedding, caption.embedding)], None)
+            of_images, of_texts = encoders.image_consensus(image), encoders.text_consensus(caption, text)
+            kinds = [
+                (of_images.fused, of_texts.fused),
+                (of_images.instance, of_texts.instance),
+                (of_images.consensus, of_texts.consensus),
+            ]
+            return Encodings(image, caption, kinds, (of_images.log_concepts, of_texts.log_concepts))
+
+    def losses(
+        self,
+        encodings: Encodings,
+        keys: list[Kind] | None,
+        image_ids: torch.Tensor,
+        valid: torch.Tensor,
+        step: int,
+    ) -> dict[str, torch.Tensor]:
+        """As `forward`, of what `encode` and `encode_keys` gave of this rank's pairs."""
         all_ids, all_valid = gather(torch.stack([image_ids, valid.to(image_ids.dtype)], dim=1)).unbind(dim=1)
         now = Step(
             number=step,
             seed=self.seed,
             positions=rank() * len(image_ids) + torch.arange(len(image_ids), device=image_ids.device),
             weight=valid * (len(all_valid) / all_valid.sum()),
-            image=image,
-            text=caption,
-            views=self._views(own, keys, (image_ids, valid), (all_ids, all_valid.bool())),
-            concepts=concepts,
+            image=encodings.image,
+            text=encodings.text,
+            views=self._views(encodings.kinds, keys, (image_ids, valid), (all_ids, all_valid.bool())),
+            concepts=encodings.concepts,
             queue_ready=None if self.queue is None else self.queue.ready(),
         )
         return self._sum(now)
@@ -99,34 +149,10 @@ class Framework(nn.Module):
                     loss = loss + term.weights[name] * value
         return {"loss": loss, **step.logs}
 
-    def _kinds(
-        self, encoders: DualEncoder, image: Encoded, caption: Encoded, text: torch.Tensor
-    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], tuple[torch.Tensor, torch.Tensor] | None]:
-        """The kinds of embedding, (images, texts) each, that for retrieval first; distributions over concepts."""
-        if encoders.consensus is None:
-            return [(image.embedding, caption.embedding)], None
-        images, texts = encoders.image_consensus(image), encoders.text_consensus(caption, text)
-        kinds = [
-            (images.fused, texts.fused),
-            (images.instance, texts.instance),
-            (images.consensus, texts.consensus),
-        ]
-        return kinds, (images.log_concepts, texts.log_concepts)
-
-    @torch.no_grad()
-    def _keys(
-        self, inputs: tuple[torch.Tensor | None, ...], text: torch.Tensor
-    ) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
-        """As `_kinds`, by the momentum encoders."""
-        if self.momentum is None:
-            return None
-        encoders = self.momentum.module
-        return self._kinds(encoders, encoders.represent_image(*inputs), encoders.represent_text(text), text)[0]
-
     def _views(
         self,
-        own: list[tuple[torch.Tensor, torch.Tensor]],
-        keys: list[tuple[torch.Tensor, torch.Tensor]] | None,
+        own: list[Kind],
+        keys: list[Kind] | None,
         of_own: tuple[torch.Tensor, torch.Tensor],
         of_batch: tuple[torch.Tensor, torch.Tensor],
     ) -> list[View]:
@@ -175,7 +201,7 @@ class Framework(nn.Module):
             self.queue.clear()
 
 
-def _gather_kinds(kinds: list[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _gather_kinds(kinds: list[Kind]) -> list[Kind]:
     """(b, D) of all kinds and both sides -> (G, D), in one exchange."""
     sides = [side for kind in kinds for side in kind]
     parts = gather(torch.cat(sides, dim=1)).chunk(len(sides), dim=1)

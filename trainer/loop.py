@@ -173,9 +173,8 @@ class Trainer:
         seed_step(self.recipe.run.seed, self.step, self.world.rank)
         self.quarantine.add(batch.undecodable)
         parts = (batch.images, batch.regions, batch.region_mask, batch.text, batch.image_ids, batch.valid)
-        inputs = (None if part is None else part.to(self.device, non_blocking=True) for part in parts)
-        losses: dict[str, torch.Tensor] = self.engine(*inputs, self.step)
-        self.engine.backward(losses["loss"])
+        inputs = tuple(None if part is None else part.to(self.device, non_blocking=True) for part in parts)
+        losses = self._gradients(inputs)
         self.engine.step()
         if not self.engine.was_step_applied():
             raise RunError(
@@ -185,6 +184,12 @@ class Trainer:
         self.framework.advance(self.step)
         tend_prototypes(self.engine, self.framework, self.step + 1)
         return losses, lr
+
+    def _gradients(self, inputs: tuple[torch.Tensor | None, ...]) -> dict[str, torch.Tensor]:
+        """The losses of this rank's pairs; their gradients are left with the engine."""
+        losses: dict[str, torch.Tensor] = self.engine(*inputs, self.step)
+        self.engine.backward(losses["loss"])
+        return losses
 
     def _measure(self, losses: dict[str, torch.Tensor], lr: float) -> dict[str, Any]:
         """The losses over the global batch; all ranks call it, on logged steps only."""
