@@ -1,18 +1,24 @@
 """A framework: the encoders, the loss terms that train them, and what these keep between steps."""
 
+from collections.abc import Sequence
+from typing import Any, Literal
+
 import torch
 from torch import nn
 
 from model.collectives import gather, rank
 from model.config import LossConfig, ModelConfig
 from model.encoders import DualEncoder
-from model.encodings import Encodings, Kind
+from model.encodings import Encodings, Keys, Kind, concatenate, tensors
 from model.losses.pairs import Memory, Pairs
 from model.memory.momentum import MomentumCopy, momentum_decay
 from model.memory.queue import MomentumQueue
 from model.step import Step, View
 from model.terms.build import build_terms, needs_memory
 from model.terms.prototypes import PrototypeTerm
+
+Part = Literal["step", "encode", "surrogate"]
+"""Of a step: all of it, or what `trainer.gradient_cache` splits off."""
 
 
 class Framework(nn.Module):
@@ -52,7 +58,11 @@ class Framework(nn.Module):
         term = self._terms.get("prototypes")
         return term if isinstance(term, PrototypeTerm) else None
 
-    def forward(
+    def forward(self, *inputs: Any, part: Part = "step") -> Any:
+        """The method of the part's name. Every part begins here, since the engine's hooks do."""
+        return getattr(self, part)(*inputs)
+
+    def step(
         self,
         images: torch.Tensor | None,
         regions: torch.Tensor | None,
@@ -61,15 +71,17 @@ class Framework(nn.Module):
         image_ids: torch.Tensor,
         valid: torch.Tensor,
         step: int,
+        others: Sequence[tuple[Encodings, Keys]] = (),
     ) -> dict[str, torch.Tensor]:
         """This rank's pairs -> named scalar losses, `loss` the weighted sum.
 
         (b, side, side, 3) uint8, (b, R, F), (b, R) bool, (b, T) int64, (b,) int64, (b,) bool; `step` counts applied
         optimiser steps. Pairs that are not valid, which only fill a batch, are neither anchors nor negatives nor
-        anything else. The mean of each value over the ranks is its value over the global batch.
+        anything else. The mean of each value over the ranks is its value over the global batch. `others` are
+        what `encode` gave of further pairs, after these; ids and validity are then of all.
         """
-        inputs = (images, regions, region_mask, text)
-        return self.losses(self.encode(*inputs), self.encode_keys(*inputs), image_ids, valid, step)
+        encodings, keys = concatenate([self.encode(images, regions, region_mask, text), *others])
+        return self.losses(encodings, keys, image_ids, valid, step)
 
     def encode(
         self,
@@ -77,22 +89,50 @@ class Framework(nn.Module):
         regions: torch.Tensor | None,
         region_mask: torch.Tensor | None,
         text: torch.Tensor,
-    ) -> Encodings:
-        """Pairs, as in `forward`, -> all that the losses read of their encoders."""
-        return self._encode(self.encoders, images, regions, region_mask, text)
+    ) -> tuple[Encodings, Keys]:
+        """Pairs, as in `step`, -> all that the losses read of their encoders."""
+        inputs = (images, regions, region_mask, text)
+        encodings = self._encode(self.encoders, *inputs)
+        if self.momentum is None:
+            return encodings, None
+        with torch.no_grad():
+            return encodings, self._encode(self.momentum.module, *inputs).kinds
 
-    @torch.no_grad()
-    def encode_keys(
+    def surrogate(
         self,
         images: torch.Tensor | None,
         regions: torch.Tensor | None,
         region_mask: torch.Tensor | None,
         text: torch.Tensor,
-    ) -> list[Kind] | None:
-        """The kinds of embedding by the momentum encoders; None where there are none."""
-        if self.momentum is None:
-            return None
-        return self._encode(self.momentum.module, images, regions, region_mask, text).kinds
+        gradients: Sequence[torch.Tensor | None],
+    ) -> torch.Tensor:
+        """() with the loss's gradient by the encoders' weights; given are those by each tensor of the encodings."""
+        made = tensors(self._encode(self.encoders, images, regions, region_mask, text))
+        products = (made * known for made, known in zip(made, gradients, strict=True) if known is not None)
+        return torch.stack([product.sum() for product in products]).sum()
+
+    def losses(
+        self,
+        encodings: Encodings,
+        keys: Keys,
+        image_ids: torch.Tensor,
+        valid: torch.Tensor,
+        step: int,
+    ) -> dict[str, torch.Tensor]:
+        """As `step`, of what `encode` gave of this rank's pairs."""
+        all_ids, all_valid = gather(torch.stack([image_ids, valid.to(image_ids.dtype)], dim=1)).unbind(dim=1)
+        now = Step(
+            number=step,
+            seed=self.seed,
+            positions=rank() * len(image_ids) + torch.arange(len(image_ids), device=image_ids.device),
+            weight=valid * (len(all_valid) / all_valid.sum()),
+            image=encodings.image,
+            text=encodings.text,
+            views=self._views(encodings.kinds, keys, (image_ids, valid), (all_ids, all_valid.bool())),
+            concepts=encodings.concepts,
+            queue_ready=None if self.queue is None else self.queue.ready(),
+        )
+        return self._sum(now)
 
     def _encode(
         self,
@@ -115,29 +155,6 @@ class Framework(nn.Module):
             ]
             return Encodings(image, caption, kinds, (of_images.log_concepts, of_texts.log_concepts))
 
-    def losses(
-        self,
-        encodings: Encodings,
-        keys: list[Kind] | None,
-        image_ids: torch.Tensor,
-        valid: torch.Tensor,
-        step: int,
-    ) -> dict[str, torch.Tensor]:
-        """As `forward`, of what `encode` and `encode_keys` gave of this rank's pairs."""
-        all_ids, all_valid = gather(torch.stack([image_ids, valid.to(image_ids.dtype)], dim=1)).unbind(dim=1)
-        now = Step(
-            number=step,
-            seed=self.seed,
-            positions=rank() * len(image_ids) + torch.arange(len(image_ids), device=image_ids.device),
-            weight=valid * (len(all_valid) / all_valid.sum()),
-            image=encodings.image,
-            text=encodings.text,
-            views=self._views(encodings.kinds, keys, (image_ids, valid), (all_ids, all_valid.bool())),
-            concepts=encodings.concepts,
-            queue_ready=None if self.queue is None else self.queue.ready(),
-        )
-        return self._sum(now)
-
     def _sum(self, step: Step) -> dict[str, torch.Tensor]:
         loss = step.weight.new_zeros(())
         for term in self._terms.values():
@@ -152,7 +169,7 @@ class Framework(nn.Module):
     def _views(
         self,
         own: list[Kind],
-        keys: list[Kind] | None,
+        keys: Keys,
         of_own: tuple[torch.Tensor, torch.Tensor],
         of_batch: tuple[torch.Tensor, torch.Tensor],
     ) -> list[View]:
