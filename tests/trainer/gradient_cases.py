@@ -13,8 +13,8 @@ from trainer.engine import build_encoders, build_framework
 
 METHODS = {"clip": 0, "siglip": 0, "aahr": 0, "amsps": 0, "aahr+amsps": 4}
 """Names, and of how many concepts."""
-ROWS, STEPS = 16, 3
-"""Pairs of a global batch; steps, with which the queue is filled before the last."""
+ROWS, STEPS = 16, 4
+"""Pairs of a global batch; steps, of which the last two see a full queue."""
 WORDS = ("dog", "cat", "red", "run")
 Inputs = tuple[torch.Tensor, None, None, torch.Tensor, torch.Tensor, torch.Tensor]
 
