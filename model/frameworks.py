@@ -1,18 +1,24 @@
 """A framework: the encoders, the loss terms that train them, and what these keep between steps."""
 
+from collections.abc import Sequence
+from typing import Any, Literal
+
 import torch
 from torch import nn
 
 from model.collectives import gather, rank
 from model.config import LossConfig, ModelConfig
 from model.encoders import DualEncoder
-from model.features import Encoded
+from model.encodings import Encodings, Keys, Kind, concatenate, tensors
 from model.losses.pairs import Memory, Pairs
 from model.memory.momentum import MomentumCopy, momentum_decay
 from model.memory.queue import MomentumQueue
 from model.step import Step, View
 from model.terms.build import build_terms, needs_memory
 from model.terms.prototypes import PrototypeTerm
+
+Part = Literal["step", "encode", "surrogate"]
+"""Of a step: all of it, or what `trainer.gradient_cache` splits off."""
 
 
 class Framework(nn.Module):
@@ -52,7 +58,11 @@ class Framework(nn.Module):
         term = self._terms.get("prototypes")
         return term if isinstance(term, PrototypeTerm) else None
 
-    def forward(
+    def forward(self, *inputs: Any, part: Part = "step") -> Any:
+        """The method of the part's name. Every part begins here, since the engine's hooks do."""
+        return getattr(self, part)(*inputs)
+
+    def step(
         self,
         images: torch.Tensor | None,
         regions: torch.Tensor | None,
@@ -61,32 +71,89 @@ class Framework(nn.Module):
         image_ids: torch.Tensor,
         valid: torch.Tensor,
         step: int,
+        others: Sequence[tuple[Encodings, Keys]] = (),
     ) -> dict[str, torch.Tensor]:
         """This rank's pairs -> named scalar losses, `loss` the weighted sum.
 
         (b, side, side, 3) uint8, (b, R, F), (b, R) bool, (b, T) int64, (b,) int64, (b,) bool; `step` counts applied
         optimiser steps. Pairs that are not valid, which only fill a batch, are neither anchors nor negatives nor
-        anything else. The mean of each value over the ranks is its value over the global batch.
+        anything else. The mean of each value over the ranks is its value over the global batch. `others` are
+        what `encode` gave of further pairs, after these; ids and validity are then of all.
         """
-        inputs = (images, regions, region_mask)
-        # here and not around the engine, which switches off an autocast that it did not start
-        with torch.autocast(text.device.type, self.autocast, enabled=self.autocast is not None):
-            image, caption = self.encoders.represent_image(*inputs), self.encoders.represent_text(text)
-            own, concepts = self._kinds(self.encoders, image, caption, text)
-            keys = self._keys(inputs, text)
+        encodings, keys = concatenate([self.encode(images, regions, region_mask, text), *others])
+        return self.losses(encodings, keys, image_ids, valid, step)
+
+    def encode(
+        self,
+        images: torch.Tensor | None,
+        regions: torch.Tensor | None,
+        region_mask: torch.Tensor | None,
+        text: torch.Tensor,
+    ) -> tuple[Encodings, Keys]:
+        """Pairs, as in `step`, -> all that the losses read of their encoders."""
+        inputs = (images, regions, region_mask, text)
+        encodings = self._encode(self.encoders, *inputs)
+        if self.momentum is None:
+            return encodings, None
+        with torch.no_grad():
+            return encodings, self._encode(self.momentum.module, *inputs).kinds
+
+    def surrogate(
+        self,
+        images: torch.Tensor | None,
+        regions: torch.Tensor | None,
+        region_mask: torch.Tensor | None,
+        text: torch.Tensor,
+        gradients: Sequence[torch.Tensor | None],
+    ) -> torch.Tensor:
+        """() with the loss's gradient by the encoders' weights; given are those by each tensor of the encodings."""
+        made = tensors(self._encode(self.encoders, images, regions, region_mask, text))
+        products = (made * known for made, known in zip(made, gradients, strict=True) if known is not None)
+        return torch.stack([product.sum() for product in products]).sum()
+
+    def losses(
+        self,
+        encodings: Encodings,
+        keys: Keys,
+        image_ids: torch.Tensor,
+        valid: torch.Tensor,
+        step: int,
+    ) -> dict[str, torch.Tensor]:
+        """As `step`, of what `encode` gave of this rank's pairs."""
         all_ids, all_valid = gather(torch.stack([image_ids, valid.to(image_ids.dtype)], dim=1)).unbind(dim=1)
         now = Step(
             number=step,
             seed=self.seed,
             positions=rank() * len(image_ids) + torch.arange(len(image_ids), device=image_ids.device),
             weight=valid * (len(all_valid) / all_valid.sum()),
-            image=image,
-            text=caption,
-            views=self._views(own, keys, (image_ids, valid), (all_ids, all_valid.bool())),
-            concepts=concepts,
+            image=encodings.image,
+            text=encodings.text,
+            views=self._views(encodings.kinds, keys, (image_ids, valid), (all_ids, all_valid.bool())),
+            concepts=encodings.concepts,
             queue_ready=None if self.queue is None else self.queue.ready(),
         )
         return self._sum(now)
+
+    def _encode(
+        self,
+        encoders: DualEncoder,
+        images: torch.Tensor | None,
+        regions: torch.Tensor | None,
+        region_mask: torch.Tensor | None,
+        text: torch.Tensor,
+    ) -> Encodings:
+        # here and not around the engine, which switches off an autocast that it did not start
+        with torch.autocast(text.device.type, self.autocast, enabled=self.autocast is not None):
+            image, caption = encoders.represent_image(images, regions, region_mask), encoders.represent_text(text)
+            if encoders.consensus is None:
+                return Encodings(image, caption, [(image.embedding, caption.embedding)], None)
+            of_images, of_texts = encoders.image_consensus(image), encoders.text_consensus(caption, text)
+            kinds = [
+                (of_images.fused, of_texts.fused),
+                (of_images.instance, of_texts.instance),
+                (of_images.consensus, of_texts.consensus),
+            ]
+            return Encodings(image, caption, kinds, (of_images.log_concepts, of_texts.log_concepts))
 
     def _sum(self, step: Step) -> dict[str, torch.Tensor]:
         loss = step.weight.new_zeros(())
@@ -99,34 +166,10 @@ class Framework(nn.Module):
                     loss = loss + term.weights[name] * value
         return {"loss": loss, **step.logs}
 
-    def _kinds(
-        self, encoders: DualEncoder, image: Encoded, caption: Encoded, text: torch.Tensor
-    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], tuple[torch.Tensor, torch.Tensor] | None]:
-        """The kinds of embedding, (images, texts) each, that for retrieval first; distributions over concepts."""
-        if encoders.consensus is None:
-            return [(image.embedding, caption.embedding)], None
-        images, texts = encoders.image_consensus(image), encoders.text_consensus(caption, text)
-        kinds = [
-            (images.fused, texts.fused),
-            (images.instance, texts.instance),
-            (images.consensus, texts.consensus),
-        ]
-        return kinds, (images.log_concepts, texts.log_concepts)
-
-    @torch.no_grad()
-    def _keys(
-        self, inputs: tuple[torch.Tensor | None, ...], text: torch.Tensor
-    ) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
-        """As `_kinds`, by the momentum encoders."""
-        if self.momentum is None:
-            return None
-        encoders = self.momentum.module
-        return self._kinds(encoders, encoders.represent_image(*inputs), encoders.represent_text(text), text)[0]
-
     def _views(
         self,
-        own: list[tuple[torch.Tensor, torch.Tensor]],
-        keys: list[tuple[torch.Tensor, torch.Tensor]] | None,
+        own: list[Kind],
+        keys: Keys,
         of_own: tuple[torch.Tensor, torch.Tensor],
         of_batch: tuple[torch.Tensor, torch.Tensor],
     ) -> list[View]:
@@ -175,7 +218,7 @@ class Framework(nn.Module):
             self.queue.clear()
 
 
-def _gather_kinds(kinds: list[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _gather_kinds(kinds: list[Kind]) -> list[Kind]:
     """(b, D) of all kinds and both sides -> (G, D), in one exchange."""
     sides = [side for kind in kinds for side in kind]
     parts = gather(torch.cat(sides, dim=1)).chunk(len(sides), dim=1)

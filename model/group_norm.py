@@ -1,5 +1,8 @@
 """Batch norm over fixed-size groups of consecutive samples, the same at any world size."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -23,6 +26,7 @@ class GroupBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
+        self._held: list[torch.Tensor] | None = None
 
     def forward(self, x: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
         """(B, n, width) -> the same shape; B is a multiple of the group size in training.
@@ -52,6 +56,35 @@ class GroupBatchNorm(nn.Module):
     def _advance(self, mean: torch.Tensor, var: torch.Tensor, count: torch.Tensor) -> None:
         # the unbiased variance, as torch.nn.BatchNorm keeps it
         unbiased = var * (count / (count - 1).clamp(min=1))
-        batch = average(torch.stack([mean.mean(dim=(0, 1)), unbiased.mean(dim=(0, 1))]))
-        self.running_mean.lerp_(batch[0], self.momentum)
-        self.running_var.lerp_(batch[1], self.momentum)
+        batch = torch.stack([mean.mean(dim=(0, 1)), unbiased.mean(dim=(0, 1))])
+        if self._held is None:
+            self._move(batch)
+        else:
+            self._held.append(batch)
+
+    def _move(self, batch: torch.Tensor) -> None:
+        mean, var = average(batch)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var, self.momentum)
+
+    def hold(self) -> None:
+        """Keep what the running statistics would have seen."""
+        self._held = []
+
+    @torch.no_grad()
+    def release(self, advance: bool) -> None:
+        """Show them its mean as that of one batch, or nothing. All ranks call it together."""
+        if self._held and advance:
+            self._move(torch.stack(self._held).mean(dim=0))
+        self._held = None
+
+
+@contextmanager
+def running_statistics(module: nn.Module, advance: bool) -> Iterator[None]:
+    """Batches of equal size are parts of one: running statistics advance once, at the end, or not at all."""
+    norms = [one for one in module.modules() if isinstance(one, GroupBatchNorm)]
+    for norm in norms:
+        norm.hold()
+    yield
+    for norm in norms:
+        norm.release(advance)

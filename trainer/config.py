@@ -97,6 +97,9 @@ class EngineConfig(_Config):
     zero_stage: Literal[0, 1, 2, 3] = Field(
         2, description="what ranks share out: 1 optimiser state, 2 also gradients, 3 also weights; 0 nothing"
     )
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="pairs that a process encodes at once, at the same losses; null: all of its share"
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the towers' and heads' arithmetic; weights, optimiser and losses stay float32"
     )

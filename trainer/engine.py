@@ -14,6 +14,7 @@ from trainer.distributed import World
 from trainer.parameter_groups import layer_distances, learning_rate, parameter_groups
 
 _INIT = 0x1717  # apart from the seeds of steps
+_PART = 0x9E3779B97F4A7C15  # odd and irregular: no small step, rank and part give another's seed
 
 
 def build_encoders(config: ModelConfig, seed: int, pretrained: bool = True) -> DualEncoder:
@@ -38,9 +39,12 @@ def build_framework(encoders: DualEncoder, recipe: Recipe, steps_per_epoch: int,
         )
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Key dropout by (seed, step, rank): a resumed run draws what an uninterrupted one would have."""
-    torch.manual_seed(((seed * 1_000_003 + step) * 65_536 + rank) % 2**64)
+def seed_step(seed: int, step: int, rank: int, part: int = 0) -> None:
+    """Key dropout by (seed, step, rank): a resumed run draws what an uninterrupted one would have.
+
+    `part` tells the draws within a step apart.
+    """
+    torch.manual_seed((((seed * 1_000_003 + step) * 65_536 + rank) + part * _PART) % 2**64)
 
 
 def initialize(framework: Framework, recipe: Recipe, world: World, device: torch.device) -> Any:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from trainer.distributed import World, device_of, start, stop
 from trainer.embed import embed_split
 from trainer.engine import build_encoders, build_framework, initialize, seed_step, set_learning_rate
 from trainer.errors import RunError
+from trainer.gradient_cache import cached_gradients
 from trainer.inputs import caption_tokenizer, image_side
 from trainer.logs import RunLog
 from trainer.metrics import retrieval
@@ -170,12 +172,11 @@ class Trainer:
         )
         lr = self.recipe.optimizer.lr * scale
         set_learning_rate(self.engine, lr, self.step, self.recipe.optimizer)
-        seed_step(self.recipe.run.seed, self.step, self.world.rank)
         self.quarantine.add(batch.undecodable)
         parts = (batch.images, batch.regions, batch.region_mask, batch.text, batch.image_ids, batch.valid)
-        inputs = (None if part is None else part.to(self.device, non_blocking=True) for part in parts)
-        losses: dict[str, torch.Tensor] = self.engine(*inputs, self.step)
-        self.engine.backward(losses["loss"])
+        inputs = tuple(None if part is None else part.to(self.device, non_blocking=True) for part in parts)
+        seed = partial(seed_step, self.recipe.run.seed, self.step, self.world.rank)
+        losses = cached_gradients(self.engine, self.framework, inputs, self.step, self.plan.micro_batch_size, seed)
         self.engine.step()
         if not self.engine.was_step_applied():
             raise RunError(

@@ -63,6 +63,16 @@ class Plan:
     def finished(self) -> bool:
         return self.resume is not None and self.resume.step >= self.total_steps
 
+    @property
+    def share(self) -> int:
+        """Pairs of a global batch on each process."""
+        return self.recipe.data.global_batch_size // self.processes
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Pairs that a process encodes at once."""
+        return min(self.recipe.engine.micro_batch_size or self.share, self.share)
+
     def steps_between(self, epochs: float) -> int:
         return max(1, round(epochs * self.steps_per_epoch))
 
@@ -76,6 +86,7 @@ class Plan:
             start = f"the weights of {self.init_from.path}"
         val = f"val    {self.val.location}: {self.val.num_samples:,} images" if self.val else "val    none"
         batch, model = recipe.data.global_batch_size, recipe.model
+        at_once = f", {self.micro_batch_size} pairs at once" if self.micro_batch_size < self.share else ""
         return [
             f"run    {self.run_dir}, from {start}",
             *_describe(self.train),
@@ -85,7 +96,7 @@ class Plan:
             *_idle_concepts(model),
             f"steps  {self.total_steps:,} of {batch:,} pairs, {self.steps_per_epoch:,} an epoch",
             f"engine {self.processes} process{'es' * (self.processes > 1)}, ZeRO-{recipe.engine.zero_stage}, "
-            f"{recipe.engine.precision}",
+            f"{recipe.engine.precision}{at_once}",
         ]
 
 
@@ -208,8 +219,24 @@ def _check_batch(recipe: Recipe, train: TrainingSet, processes: int) -> None:
                 f"{key}={group}: does not divide the {batch // processes} pairs a process of "
                 f"data.global_batch_size={batch} on {processes} processes; give a divisor"
             )
+    _check_micro_batch(recipe, batch // processes)
     if needs_memory(recipe.model, recipe.loss):
         check_queue_size(recipe.loss.queue.size, batch)
+
+
+def _check_micro_batch(recipe: Recipe, share: int) -> None:
+    size, group = recipe.engine.micro_batch_size, recipe.model.norm_group
+    if size is None or size >= share:
+        return
+    if share % size:
+        raise RunError(
+            f"engine.micro_batch_size={size}: does not divide the {share} pairs a process; give a divisor, or null"
+        )
+    if recipe.model.framework in ("aahr", "aahr+amsps") and size % group:
+        raise RunError(
+            f"engine.micro_batch_size={size}: does not hold whole groups of model.norm_group={group}, which share "
+            "batch-norm statistics; give a multiple, or null"
+        )
 
 
 def _check_model(recipe: Recipe, init_from: Checkpoint) -> None:

@@ -1,0 +1,101 @@
+"""Cached gradients inside real DeepSpeed engines on two processes, against the plain step of one without any."""
+
+import os
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from tests.trainer.gradient_cases import METHODS, ROWS, STEPS, batch, framework_of, recipe_of, write_concepts
+from trainer.deepspeed_setup import prepare_deepspeed
+from trainer.distributed import World, free_port
+from trainer.engine import initialize, seed_step, set_learning_rate
+from trainer.gradient_cache import cached_gradients
+from trainer.partitions import whole_moment
+
+pytestmark = pytest.mark.slow
+
+WORLD = 2
+STAGES = (0, 1, 2, 3)
+SHARE = ROWS // WORLD
+SIZES = (SHARE, SHARE // 2, SHARE // 4, SHARE // 2)
+"""Of the micro-batches, step by step."""
+Found = dict[str, torch.Tensor]
+
+
+def expected_of(method: str, folder: Path) -> Found:
+    """All steps over the global batch in one process. No weight changes; AdamW's mean is of the gradients alone."""
+    recipe = recipe_of(method, folder / "concepts.json")
+    framework, decay = framework_of(recipe), recipe.optimizer.betas[0]
+    trained = {name: one for name, one in framework.named_parameters() if one.requires_grad}
+    means, found = {name: torch.zeros_like(one) for name, one in trained.items()}, {}
+    for step in range(STEPS):
+        losses = framework(*batch(step, METHODS[method]), step)
+        framework.zero_grad()
+        losses["loss"].backward()
+        framework.advance(step)
+        for name, one in trained.items():
+            if one.grad is not None:
+                means[name] = decay * means[name] + (1 - decay) * one.grad
+        found |= {f"loss {step} {name}": value.detach() for name, value in losses.items()}
+    return found | means | dict(framework.named_buffers())
+
+
+def found_of(method: str, stage: int, folder: Path, rank: int) -> Found:
+    recipe = recipe_of(method, folder / "concepts.json", zero_stage=stage)
+    framework, found = framework_of(recipe), {}
+    engine = initialize(framework, recipe, World(rank, WORLD, rank), torch.device("cpu"))
+    engine.train()
+    set_learning_rate(engine, 0.0)
+    own = slice(rank * SHARE, (rank + 1) * SHARE)
+    for step, size in enumerate(SIZES):
+        inputs = tuple(one if one is None else one[own] for one in batch(step, METHODS[method]))
+        losses = cached_gradients(engine, framework, inputs, step, size, partial(seed_step, 0, step, rank))
+        engine.step()
+        assert engine.was_step_applied()
+        framework.advance(step)
+        for name, value in losses.items():
+            mean = value.clone()
+            dist.all_reduce(mean)
+            found[f"loss {step} {name}"] = mean / WORLD
+    for name, one in framework.named_parameters():
+        if one.requires_grad:
+            found[name] = whole_moment(engine, one, "exp_avg")
+    engine.destroy()
+    return found | {name: one.clone() for name, one in framework.named_buffers()}
+
+
+def measure(rank: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
+    prepare_deepspeed("gloo")
+    found = {(method, stage): found_of(method, stage, folder, rank) for method in METHODS for stage in STAGES}
+    torch.save(found, folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cached")
+    write_concepts(folder / "concepts.json")
+    spawn(measure, (free_port(), folder), nprocs=WORLD)
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_at_any_stage_and_micro_batch_they_are_those_of_the_plain_step(folder: Path, method: str) -> None:
+    expected = expected_of(method, folder)
+    for rank, stage in product(range(WORLD), STAGES):
+        found = torch.load(folder / f"{rank}.pt")[method, stage]
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(
+                found[name], tensor, rtol=1e-5, atol=3e-6, msg=lambda m, n=f"ZeRO-{stage}, {name}": f"{n}: {m}"
+            )
