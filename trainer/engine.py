@@ -8,10 +8,10 @@ from torch import nn
 from model.config import ModelConfig
 from model.encoders import DualEncoder
 from model.frameworks import Framework
-from trainer.config import OptimizerConfig, Recipe
+from trainer.config import Recipe
 from trainer.deepspeed_setup import deepspeed_config
 from trainer.distributed import World
-from trainer.parameter_groups import layer_distances, learning_rate, parameter_groups
+from trainer.parameter_groups import layer_distances, parameter_groups
 
 _INIT = 0x1717  # apart from the seeds of steps
 _PART = 0x9E3779B97F4A7C15  # odd and irregular: no small step, rank and part give another's seed
@@ -68,7 +68,7 @@ def initialize(framework: Framework, recipe: Recipe, world: World, device: torch
     return engine
 
 
-def set_learning_rate(engine: Any, lr: float, step: int, config: OptimizerConfig) -> None:
-    """Set the rate of every group for a step, from 0 on, whose scheduled rate is `lr`."""
+def set_learning_rate(engine: Any, lr: float, *, towers_rest: bool = False) -> None:
+    """Set the rate of every group to `lr` times its own scale, or, of the towers, to 0 while they rest."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate(group, lr, step, config)
+        group["lr"] = 0.0 if towers_rest and group["tower"] else lr * group["lr_scale"]

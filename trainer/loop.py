@@ -171,7 +171,7 @@ class Trainer:
             self.step, self.plan.total_steps, schedule.warmup_steps, schedule.final_lr_scale
         )
         lr = self.recipe.optimizer.lr * scale
-        set_learning_rate(self.engine, lr, self.step, self.recipe.optimizer)
+        set_learning_rate(self.engine, lr, towers_rest=self.step < self.recipe.optimizer.tower_start_step)
         self.quarantine.add(batch.undecodable)
         parts = (batch.images, batch.regions, batch.region_mask, batch.text, batch.image_ids, batch.valid)
         inputs = tuple(None if part is None else part.to(self.device, non_blocking=True) for part in parts)

@@ -51,10 +51,3 @@ def layer_distances(module: nn.Module) -> dict[str, int]:
             depths, blocks = part.depths()
             distances |= {f"{prefix}.{name}": blocks + 1 - depth for name, depth in depths.items()}
     return distances
-
-
-def learning_rate(group: dict[str, Any], lr: float, step: int, config: OptimizerConfig) -> float:
-    """A group's rate at a step, from 0 on, whose scheduled rate is `lr`: towers rest before their start step."""
-    if group["tower"] and step < config.tower_start_step:
-        return 0.0
-    return lr * float(group["lr_scale"])

@@ -1,4 +1,5 @@
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from model.config import LossConfig, ModelConfig
 from model.encoders import DualEncoder
 from model.frameworks import Framework
 from trainer.config import OptimizerConfig
-from trainer.parameter_groups import layer_distances, learning_rate, parameter_groups
+from trainer.engine import set_learning_rate
+from trainer.parameter_groups import layer_distances, parameter_groups
 
 CONFIG = OptimizerConfig(lr=0.5, weight_decay=0.25, tower_lr_scale=0.1)
 
@@ -104,8 +106,8 @@ def test_layers_learn_the_slower_the_farther_they_are_from_the_end() -> None:
     assert {scales[id(p)] for name, p in named.items() if name.startswith("encoders.image_head")} == {1.0}
 
 
-def test_towers_rest_until_their_step(framework: Framework) -> None:
-    config = CONFIG.model_copy(update={"tower_start_step": 3})
-    for group in parameter_groups(framework.named_parameters(), config):
-        rates = [learning_rate(group, 2.0, step, config) for step in (0, 2, 3)]
-        assert rates == ([0.0, 0.0, 0.2] if group["tower"] else [2.0] * 3)
+def test_towers_rest_when_they_are_told_to(framework: Framework) -> None:
+    optimizer = torch.optim.AdamW(parameter_groups(framework.named_parameters(), CONFIG))
+    for rest, of_towers in ((True, 0.0), (False, 0.2)):
+        set_learning_rate(SimpleNamespace(optimizer=optimizer), 2.0, towers_rest=rest)
+        assert [group["lr"] for group in optimizer.param_groups] == [2.0, 2.0, of_towers, of_towers]

@@ -117,7 +117,7 @@ def plain(recipe: Recipe) -> dict[str, torch.Tensor]:
 def engineered(recipe: Recipe, rank: int) -> dict[str, torch.Tensor]:
     engine = initialize(Model(recipe), recipe, World(rank, WORLD, rank), torch.device("cpu"))  # type: ignore[arg-type]
     engine.train()
-    set_learning_rate(engine, recipe.optimizer.lr, 0, recipe.optimizer)
+    set_learning_rate(engine, recipe.optimizer.lr)
     own, found = slice(rank * ROWS // WORLD, (rank + 1) * ROWS // WORLD), {}
     for step, batch in enumerate(batches()):
         loss = engine(*(part[own] for part in batch))
