@@ -38,15 +38,15 @@ def tensors(tree: Any) -> Iterator[torch.Tensor]:
 
 def concatenate(trees: Sequence[Any]) -> Any:
     """As `torch.cat` along the rows, of the tensors of alike trees."""
-    return trees[0] if len(trees) == 1 else _map(torch.cat, trees)
+    return trees[0] if len(trees) == 1 else map_tensors(torch.cat, trees)
 
 
 def as_leaves(tree: Any) -> Any:
     """The same values where graphs begin: a backward pass leaves their gradients with them."""
-    return _map(lambda one: one[0].detach().requires_grad_(one[0].is_floating_point()), [tree])
+    return map_tensors(lambda one: one[0].detach().requires_grad_(one[0].is_floating_point()), [tree])
 
 
-def _map(function: Callable[[list[torch.Tensor]], torch.Tensor], trees: Sequence[Any]) -> Any:
+def map_tensors(function: Callable[[list[torch.Tensor]], torch.Tensor], trees: Sequence[Any]) -> Any:
     """A tree of what the function makes of the tensors that stand at one place in all of the trees."""
     first, kind = trees[0], type(trees[0])
     if first is None:
@@ -55,5 +55,5 @@ def _map(function: Callable[[list[torch.Tensor]], torch.Tensor], trees: Sequence
         return function(list(trees))
     if is_dataclass(first):
         names = [one.name for one in fields(first)]
-        return kind(**{name: _map(function, [getattr(tree, name) for tree in trees]) for name in names})
-    return kind(_map(function, parts) for parts in zip(*trees, strict=True))
+        return kind(**{name: map_tensors(function, [getattr(tree, name) for tree in trees]) for name in names})
+    return kind(map_tensors(function, parts) for parts in zip(*trees, strict=True))

@@ -10,6 +10,7 @@ from model.collectives import gather, rank
 from model.config import LossConfig, ModelConfig
 from model.encoders import DualEncoder
 from model.encodings import Encodings, Keys, Kind, concatenate, tensors
+from model.gradient_scale import GradientScale
 from model.losses.pairs import Memory, Pairs
 from model.memory.momentum import MomentumCopy, momentum_decay
 from model.memory.queue import MomentumQueue
@@ -42,6 +43,10 @@ class Framework(nn.Module):
         super().__init__()
         self.encoders = encoders
         self.loss, self.total_steps, self.seed, self.autocast = loss, total_steps, seed, autocast
+        self.gradient_scale: GradientScale | None = None
+        if autocast == torch.float16:
+            self.gradient_scale = GradientScale()
+            self.gradient_scale.watch(encoders)
         self._terms = build_terms(model, loss, encoders.embed_dim, steps_per_epoch)
         self.terms = nn.ModuleDict(self._terms)
         self.momentum: MomentumCopy[DualEncoder] | None = None
@@ -145,15 +150,16 @@ class Framework(nn.Module):
         # here and not around the engine, which switches off an autocast that it did not start
         with torch.autocast(text.device.type, self.autocast, enabled=self.autocast is not None):
             image, caption = encoders.represent_image(images, regions, region_mask), encoders.represent_text(text)
-            if encoders.consensus is None:
-                return Encodings(image, caption, [(image.embedding, caption.embedding)], None)
-            of_images, of_texts = encoders.image_consensus(image), encoders.text_consensus(caption, text)
-            kinds = [
-                (of_images.fused, of_texts.fused),
-                (of_images.instance, of_texts.instance),
-                (of_images.consensus, of_texts.consensus),
-            ]
-            return Encodings(image, caption, kinds, (of_images.log_concepts, of_texts.log_concepts))
+            encodings = Encodings(image, caption, [(image.embedding, caption.embedding)], None)
+            if encoders.consensus is not None:
+                of_images, of_texts = encoders.image_consensus(image), encoders.text_consensus(caption, text)
+                kinds = [
+                    (of_images.fused, of_texts.fused),
+                    (of_images.instance, of_texts.instance),
+                    (of_images.consensus, of_texts.consensus),
+                ]
+                encodings = Encodings(image, caption, kinds, (of_images.log_concepts, of_texts.log_concepts))
+        return encodings if self.gradient_scale is None else self.gradient_scale.enter(encodings)
 
     def _sum(self, step: Step) -> dict[str, torch.Tensor]:
         loss = step.weight.new_zeros(())

@@ -8,6 +8,7 @@ number does not change what is read.
 import atexit
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shards.batch import Batch
 from shards.errors import DataError
+from shards.signals import held
 from shards.training import Request, TrainDataset
 
 LastBatch = Literal["drop", "pad"]
@@ -70,7 +72,9 @@ def serve(dataset: Dataset[Batch], requests: Iterable[Any], workers: int, pin: b
         # not fork: the training process holds threads of its collectives
         multiprocessing_context="spawn" if workers else None,
     )
-    batches = iter(loader)
+    # workers answer no signal: the training process ends them once it has
+    with held() if workers else nullcontext():
+        batches = iter(loader)
     try:
         while True:
             try:
@@ -91,7 +95,11 @@ def serve(dataset: Dataset[Batch], requests: Iterable[Any], workers: int, pin: b
     finally:
         # now, while the workers' queues stand: the garbage collector takes these first, and a worker that still
         # starts would fail on them
+        started = getattr(batches, "_workers", [])
         del batches
+        for worker in started:  # one that hangs in a read, and holds the signal that torch has sent it
+            if worker.is_alive():
+                worker.kill()
 
 
 def steps_per_epoch(num_visits: int, global_batch_size: int, last_batch: LastBatch) -> int:

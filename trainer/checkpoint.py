@@ -44,6 +44,10 @@ class Progress:
     """The data sets that the position counts in; see `trainer.plan.identity`."""
     val: dict[str, Any] | None = None
     """Recalls on val, where they were measured at this step."""
+    skipped_steps: int = 0
+    """Steps that were not applied, so far."""
+    gradient_scale: dict[str, float] | None = None
+    """State of the loss scaling, in float16."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise RunError(
                 f"{path}: checkpoint format {state['format_version']}, this program reads {FORMAT_VERSION}"
             )
-        progress = Progress(state["step"], Position(**state["loader"]), state["data"], state["val"])
+        progress = Progress(
+            state["step"],
+            Position(**state["loader"]),
+            state["data"],
+            state["val"],
+            state.get("skipped_steps", 0),
+            state.get("gradient_scale"),
+        )
         return Checkpoint(path, progress)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path / STATE}: not a checkpoint's state ({error!r})") from None

@@ -32,12 +32,20 @@ def train(
 
     Writes run.dir/metrics.jsonl, evaluations.jsonl, recipe.yaml, tensorboard/ and checkpoints/. A second
     call with the same run.dir goes on from the newest checkpoint. Fine-tune with run.init_from=RUN.
+
+    SIGTERM, SIGUSR1, run.max_minutes and a first Ctrl-C save and stop after the step under way. Exit code: 0
+    finished, 85 saved before the end (run it again), 130 after Ctrl-C, 1 an error.
     """
+    from trainer.preemption import StopRequest
+
+    stop = StopRequest()
+    stop.listen()  # before torch is imported, which takes seconds
     from trainer.distributed import read_world
     from trainer.errors import RunError
     from trainer.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
+    stop.allow(loaded.run.max_minutes)
     world = read_world()
     if world.size > 1 and processes not in (None, world.size):
         raise RunError(f"--processes {processes}: the launcher has started {world.size}; leave the option out")
@@ -60,11 +68,13 @@ def train(
     if world.size > 1:
         from trainer.loop import train as run
 
-        run(plan, world)
+        stopped = run(plan, world, stop)
     else:
         from trainer.launch import launch
 
-        launch(plan)
+        stopped = launch(plan, stop)
+    if stopped:
+        raise typer.Exit(stop.exit_code)
 
 
 def evaluate(

@@ -17,6 +17,15 @@ class RunConfig(_Config):
     dir: str = Field("", description="folder of the run; a second call with the same folder resumes it")
     seed: int = Field(0, ge=0, lt=2**32, description="decides weights, the order of samples and every augmentation")
     init_from: str | None = Field(None, description="a run or checkpoint of ours whose weights to start from")
+    max_minutes: float | None = Field(
+        None, gt=0, description="from the program's start; then the run saves and exits with 85, to be called again"
+    )
+    sentinel_every: int = Field(
+        500, ge=1, description="steps between two looks whether all ranks still hold the same; also before saving"
+    )
+    watchdog_minutes: float | None = Field(
+        15.0, gt=0, description="a step that takes longer has every rank's stacks printed, once; null: none"
+    )
 
 
 class PartConfig(_Config):
@@ -100,9 +109,26 @@ class EngineConfig(_Config):
     micro_batch_size: int | None = Field(
         None, ge=1, description="pairs that a process encodes at once, at the same losses; null: all of its share"
     )
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of the towers' and heads' arithmetic; weights, optimiser and losses stay float32"
     )
+    max_skipped_steps: int = Field(
+        50, ge=1, description="steps in a row that float16's loss scaling may skip before the run stops"
+    )
+    offload_optimizer: Literal["cpu"] | None = Field(
+        None, description="where AdamW's state and step are instead of the GPU; ZeRO 1 to 3"
+    )
+    offload_parameters: Literal["cpu"] | None = Field(
+        None, description="where weights are kept instead of the GPU; ZeRO 3"
+    )
+
+    @model_validator(mode="after")
+    def _can_offload(self) -> Self:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("engine.offload_optimizer: needs engine.zero_stage 1, 2 or 3")
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError("engine.offload_parameters: needs engine.zero_stage=3")
+        return self
 
 
 class LogConfig(_Config):

@@ -5,6 +5,8 @@ import os
 import warnings
 from typing import Any
 
+import torch
+
 from trainer.config import Recipe
 
 
@@ -26,9 +28,21 @@ def prepare_deepspeed(backend: str) -> None:
 def deepspeed_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
     """The configuration that `deepspeed.initialize` takes.
 
-    Parameters stay float32; bfloat16 is an autocast around the forward pass, so that the optimiser, the
+    Parameters stay float32; other precisions are an autocast within the forward pass, so that the optimiser, the
     gradients and the running statistics lose nothing.
     """
+    zero: dict[str, Any] = {
+        "stage": recipe.engine.zero_stage,
+        # nothing is kept whole at stage 3, so that every parameter's own part is the truth about it
+        "stage3_param_persistence_threshold": 0,
+    }
+    offloaded = {
+        "offload_optimizer": recipe.engine.offload_optimizer,
+        "offload_param": recipe.engine.offload_parameters,
+    }
+    for key, device in offloaded.items():
+        if device:
+            zero[key] = {"device": device, "pin_memory": torch.cuda.is_available()}
     return {
         "train_batch_size": recipe.data.global_batch_size,
         "train_micro_batch_size_per_gpu": recipe.data.global_batch_size // world_size,
@@ -38,9 +52,5 @@ def deepspeed_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
         # the optimiser is torch's own: DeepSpeed's would be compiled first
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {
-            "stage": recipe.engine.zero_stage,
-            # nothing is kept whole at stage 3, so that every parameter's own part is the truth about it
-            "stage3_param_persistence_threshold": 0,
-        },
+        "zero_optimization": zero,
     }

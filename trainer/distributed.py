@@ -95,7 +95,7 @@ def start(world: World, device: torch.device) -> None:
     prepare_deepspeed(backend)
 
 
-def stop() -> None:
+def leave() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()

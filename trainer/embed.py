@@ -11,6 +11,7 @@ from model.encoders import DualEncoder
 from shards.evaluation import EvaluationDataset, evaluation_batches
 from shards.loader import Rank
 from trainer.distributed import World
+from trainer.precision import AUTOCAST
 
 
 @dataclass
@@ -29,7 +30,8 @@ class Embeddings:
 
 def autocast(device: torch.device, precision: str) -> "torch.autocast | nullcontext[None]":
     """The arithmetic that the recipe asks for."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    dtype = AUTOCAST[precision]
+    return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
 @torch.no_grad()

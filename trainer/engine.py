@@ -12,6 +12,7 @@ from trainer.config import Recipe
 from trainer.deepspeed_setup import deepspeed_config
 from trainer.distributed import World
 from trainer.parameter_groups import layer_distances, parameter_groups
+from trainer.precision import AUTOCAST
 
 _INIT = 0x1717  # apart from the seeds of steps
 _PART = 0x9E3779B97F4A7C15  # odd and irregular: no small step, rank and part give another's seed
@@ -35,7 +36,7 @@ def build_framework(encoders: DualEncoder, recipe: Recipe, steps_per_epoch: int,
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
             seed=recipe.run.seed,
-            autocast=torch.bfloat16 if recipe.engine.precision == "bfloat16" else None,
+            autocast=AUTOCAST[recipe.engine.precision],
         )
 
 

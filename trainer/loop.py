@@ -18,33 +18,51 @@ from shards.images import center_crop, random_resized_crop
 from shards.loader import Position, Rank, TrainLoader
 from shards.training import TrainDataset
 from trainer.checkpoint import CONCEPTS, Progress, load_optimizer, load_weights, prune, save_checkpoint
-from trainer.distributed import World, device_of, start, stop
+from trainer.distributed import World, device_of, leave, start
 from trainer.embed import embed_split
-from trainer.engine import build_encoders, build_framework, initialize, seed_step, set_learning_rate
+from trainer.engine import (
+    build_encoders,
+    build_framework,
+    initialize,
+    seed_step,
+    set_learning_rate,
+)
 from trainer.errors import RunError
+from trainer.failures import SharedFailure
 from trainer.gradient_cache import cached_gradients
+from trainer.guard import Guard
 from trainer.inputs import caption_tokenizer, image_side
 from trainer.logs import RunLog
 from trainer.metrics import retrieval
+from trainer.optimizer_step import OptimizerStep
 from trainer.plan import Plan, identity
+from trainer.preemption import StopRequest
 from trainer.prototypes import tend_prototypes
 from trainer.quarantine import Quarantine
 from trainer.recipe import dump_recipe
 from trainer.schedule import learning_rate_scale
+from trainer.sentinel import check_ranks
+from trainer.watchdog import Watchdog
 
 NAMED = 8
 """Weights without counterpart that are named before the rest is counted."""
 
 
-def train(plan: Plan, world: World) -> None:
-    """Run the plan on this process as its rank of the world; every rank calls it."""
+def train(plan: Plan, world: World, stop: StopRequest) -> bool:
+    """Run the plan on this process as its rank of the world; every rank calls it.
+
+    Returns whether it was stopped before its end, after saving.
+    """
     device = device_of(world)
     start(world, device)
-    _agree(plan, world)
-    if not plan.finished:
-        Trainer(plan, world, device).run()
+    stopped = False
+    with SharedFailure(world):
+        _agree(plan, world)
+        if not plan.finished:
+            stopped = Trainer(plan, world, device, stop).run()
     # after a failure the end of the process closes the group: to leave it in order would wait for the others
-    stop()
+    leave()
+    return stopped
 
 
 def _agree(plan: Plan, world: World) -> None:
@@ -64,14 +82,15 @@ def _agree(plan: Plan, world: World) -> None:
 class Trainer:
     """One rank of a run."""
 
-    def __init__(self, plan: Plan, world: World, device: torch.device) -> None:
-        self.plan, self.recipe, self.world, self.device = plan, plan.recipe, world, device
+    def __init__(self, plan: Plan, world: World, device: torch.device, stop: StopRequest) -> None:
+        self.plan, self.recipe, self.world, self.device, self.stop = plan, plan.recipe, world, device, stop
         self.step = plan.resume.step if plan.resume else 0
         self.notes: list[str] = []
         self.framework = self._framework()
         self.engine = initialize(self.framework, self.recipe, world, device)
         if plan.resume:
             load_optimizer(self.engine, plan.resume)
+        self.optimizer_step = self._optimizer_step()
         self.loader, self.val = self._data()
         self.first_step = self.step
 
@@ -94,6 +113,13 @@ class Trainer:
             if not plan.resume:
                 framework.restart()
         return framework
+
+    def _optimizer_step(self) -> OptimizerStep:
+        before, scale = self.plan.resume.progress if self.plan.resume else None, self.framework.gradient_scale
+        if scale and before and before.gradient_scale:
+            scale.load_state_dict(before.gradient_scale)
+        skipped = before.skipped_steps if before else 0
+        return OptimizerStep(self.engine, scale, self.recipe.engine.max_skipped_steps, skipped)
 
     def _note(self, what: str, names: list[str]) -> None:
         more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
@@ -118,9 +144,12 @@ class Trainer:
         )
         return loader, EvaluationDataset(plan.val, center_crop(side), tokenize) if plan.val else None
 
-    def run(self) -> None:
-        """Train to the last step, logging, evaluating and checkpointing on the way."""
-        plan = self.plan
+    def run(self) -> bool:
+        """Train to the last step, logging, evaluating and checkpointing on the way.
+
+        Returns whether it was stopped before, after saving.
+        """
+        plan, run = self.plan, self.recipe.run
         with ExitStack() as stack:
             log = None
             if self.world.is_main:
@@ -132,7 +161,14 @@ class Trainer:
                 for note in self.notes + [f"changed since the checkpoint: {change}" for change in plan.changed]:
                     log.note(note)
             self.quarantine = Quarantine(plan.run_dir, self.recipe.data.max_undecodable, self.world)
-            self._train(log)
+            self.guard = Guard(plan, self.world, self.stop)
+            self.watchdog = stack.enter_context(Watchdog(plan.run_dir, self.world.rank, run.watchdog_minutes))
+            self.stop.hold_interrupts()
+            stopped = self._train(log)
+            if stopped and log:
+                why = self.stop.reason or "another process was asked to"
+                log.note(f"stopped after step {self.step:,} ({why}); the same command goes on from there")
+        return stopped
 
     def _keep_concepts(self) -> None:
         """A copy of the vocabulary in the run's folder: its captions must be labelled so to the end."""
@@ -141,95 +177,142 @@ class Trainer:
             with replacing(own) as stream:
                 stream.write(Path(str(concepts)).read_bytes())
 
-    def _train(self, log: RunLog | None) -> None:
+    def _train(self, log: RunLog | None) -> bool:
         recipe, plan = self.recipe, self.plan
-        evaluate_every = plan.steps_between(recipe.evaluation.every_epochs)
         checkpoint_every = plan.steps_between(recipe.checkpoint.every_epochs)
         meter = _Meter(recipe.data.global_batch_size, self.step)
-        batches = iter(self.loader)
         self.engine.train()
+        if self.guard.settle() or (plan.owes_evaluation and self._save(log, evaluates=True)):
+            return True
+        batches = iter(self.loader)
         while self.step < plan.total_steps:
-            losses, lr = self._step(meter.waiting(batches))
-            self.step += 1
-            if log:
-                log.advance()
+            losses, lr, applied, stopping = self._step(meter.waiting(batches))
+            if applied:
+                self.step += 1
+                if log:
+                    log.advance()
             last = self.step == plan.total_steps
-            evaluates = self.val is not None and (last or self.step % evaluate_every == 0)
-            saves = last or evaluates or self.step % checkpoint_every == 0
-            # measured before every save, too: what is saved was trained on finite losses
-            if saves or self.step == 1 or self.step % recipe.log.every_steps == 0:
+            evaluates = applied and plan.is_evaluated(self.step)
+            due = applied and (last or evaluates or self.step % checkpoint_every == 0)
+            logs = applied and (due or stopping or self.step == 1 or self.step % recipe.log.every_steps == 0)
+            if stopping or logs:
+                # what is logged and saved is finite, and who is asked to stop by now need not evaluate first
+                stopping = self.guard.settle() or stopping
+            if due or stopping or (applied and self.step % recipe.run.sentinel_every == 0):
+                self._compare_ranks()
+            if logs:
                 row = self._measure(losses, lr)
                 if log:
                     log.metrics(row | meter.read(self.step))
-            if saves:
-                self._save(log, self._evaluate(log) if evaluates else None)
+            if due or stopping:
+                stopping = self._save(log, evaluates=evaluates and not stopping) or stopping
                 meter.restart(self.step)
+            if stopping:
+                return not last or self.val is not None
+        return False
 
-    def _step(self, batch: Batch) -> tuple[dict[str, torch.Tensor], float]:
+    def _step(self, batch: Batch) -> tuple[dict[str, torch.Tensor], float, bool, bool]:
+        """Train on a batch. Its losses, the learning rate, whether it was applied, and whether to stop now."""
         schedule = self.recipe.schedule
         scale = learning_rate_scale(
             self.step, self.plan.total_steps, schedule.warmup_steps, schedule.final_lr_scale
         )
         lr = self.recipe.optimizer.lr * scale
         set_learning_rate(self.engine, lr, towers_rest=self.step < self.recipe.optimizer.tower_start_step)
+        self.watchdog.heard(f"step {self.step + 1:,}")
         self.quarantine.add(batch.undecodable)
         parts = (batch.images, batch.regions, batch.region_mask, batch.text, batch.image_ids, batch.valid)
         inputs = tuple(None if part is None else part.to(self.device, non_blocking=True) for part in parts)
         seed = partial(seed_step, self.recipe.run.seed, self.step, self.world.rank)
         losses = cached_gradients(self.engine, self.framework, inputs, self.step, self.plan.micro_batch_size, seed)
-        self.engine.step()
-        if not self.engine.was_step_applied():
-            raise RunError(
-                f"step {self.step + 1}: the gradients are not finite, so it was not applied; "
-                "lower optimizer.lr, or resume"
-            )
-        self.framework.advance(self.step)
-        tend_prototypes(self.engine, self.framework, self.step + 1)
-        return losses, lr
+        done = self.optimizer_step(self.step + 1)
+        stopping = self.guard.after(self.step + 1, batch.samples, losses, done.bad_gradients)
+        if done.applied:
+            self.framework.advance(self.step)
+            tend_prototypes(self.engine, self.framework, self.step + 1)
+        return losses, lr, done.applied, stopping
+
+    def _compare_ranks(self) -> None:
+        """Raise `RunError` on every rank where one of them has diverged."""
+        if self.world.size == 1:
+            return
+        scale = self.framework.gradient_scale
+        state = {
+            "the seed": (torch.initial_seed() - self.world.rank) % 2**63,
+            "the loader's epoch": self.loader.state.epoch,
+            "the loader's position": self.loader.state.position,
+            "the skipped steps": self.optimizer_step.skipped,
+            "the gradient scale": int(scale.value) if scale else 1,
+        }
+        check_ranks(self.framework, state, self.device, self.step)
 
     def _measure(self, losses: dict[str, torch.Tensor], lr: float) -> dict[str, Any]:
         """The losses over the global batch; all ranks call it, on logged steps only."""
         values = torch.stack([value.detach().float() for value in losses.values()])
         dist.all_reduce(values)
         means = dict(zip(losses, (values / self.world.size).tolist(), strict=True))
-        if not all(map(_is_finite, means.values())):
-            raise RunError(f"the loss is not finite at step {self.step}: {means}; lower optimizer.lr, or resume")
         state = self.loader.state
         epoch = state.epoch + min(1.0, state.position / self.plan.train.num_visits)
         row: dict[str, Any] = {"step": self.step, **means, "lr": lr, "epoch": round(epoch, 4)}
         samples_read = (self.step - self.first_step) * self.recipe.data.global_batch_size
         row["undecodable"] = self.quarantine.settle(samples_read)
-        norm = self.engine.get_global_grad_norm()
-        return row if norm is None else row | {"grad_norm": float(norm)}
+        row |= {"grad_norm": float(self.optimizer_step.grad_norm), "skipped_steps": self.optimizer_step.skipped}
+        scale = self.framework.gradient_scale
+        return row | {"gradient_scale": scale.value} if scale else row
 
-    def _evaluate(self, log: RunLog | None) -> dict[str, Any]:
+    def _evaluate(self, log: RunLog | None) -> dict[str, Any] | None:
+        """Recalls on val; None where the run was asked to stop meanwhile."""
         assert self.val is not None
-        embeddings = embed_split(
-            self.framework.encoders,
-            self.val,
-            self.world,
-            self.device,
-            batch_size=self.recipe.evaluation.batch_size,
-            precision=self.recipe.engine.precision,
-            workers=self.recipe.data.workers,
-            on_batch=log.embedded if log else lambda _images: None,
-        )
-        self.engine.train()
+
+        def on_batch(images: int) -> None:
+            self.watchdog.heard("the evaluation")
+            if log:
+                log.embedded(images)
+            if self.guard.poll():  # at the same batch on all ranks, which have equally many
+                raise _StoppedError
+
+        try:
+            embeddings = embed_split(
+                self.framework.encoders,
+                self.val,
+                self.world,
+                self.device,
+                batch_size=self.recipe.evaluation.batch_size,
+                precision=self.recipe.engine.precision,
+                workers=self.recipe.data.workers,
+                on_batch=on_batch,
+            )
+        except _StoppedError:
+            return None
+        finally:
+            self.engine.train()
         result = retrieval(embeddings.images, embeddings.texts, embeddings.caption_image).as_dict()
         if log:
             log.evaluation({"step": self.step, "split": self.val.manifest.split, **result})
         return result
 
-    def _save(self, log: RunLog | None, val: dict[str, Any] | None) -> None:
-        folder = self.plan.run_dir / "checkpoints"
-        progress = Progress(self.step, self.loader.state, identity(self.plan.train), val)
+    def _save(self, log: RunLog | None, evaluates: bool) -> bool:
+        """Evaluate, where that is due, and save. Returns whether the run was asked to stop in the evaluation."""
+        val = self._evaluate(log) if evaluates else None
+        self.watchdog.heard("the checkpoint")
+        folder, scale = self.plan.run_dir / "checkpoints", self.framework.gradient_scale
+        progress = Progress(
+            self.step,
+            self.loader.state,
+            identity(self.plan.train),
+            val,
+            self.optimizer_step.skipped,
+            scale.state_dict() if scale else None,
+        )
         save_checkpoint(folder, self.engine, self.recipe, progress)
         if log:
             prune(folder, self.recipe.checkpoint.keep_last)
+        self.watchdog.heard("what follows a checkpoint")
+        return evaluates and val is None
 
 
-def _is_finite(value: float) -> bool:
-    return abs(value) < float("inf")
+class _StoppedError(Exception):
+    """The run was asked to stop in the middle of an evaluation, which a resumed run will make up for."""
 
 
 class _Meter:

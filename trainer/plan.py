@@ -61,7 +61,17 @@ class Plan:
 
     @property
     def finished(self) -> bool:
-        return self.resume is not None and self.resume.step >= self.total_steps
+        return self.resume is not None and self.resume.step >= self.total_steps and not self.owes_evaluation
+
+    @property
+    def owes_evaluation(self) -> bool:
+        """Whether the run was stopped before an evaluation that was due."""
+        return self.resume is not None and self.resume.val is None and self.is_evaluated(self.resume.step)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether an evaluation on val is due after so many steps."""
+        every = self.steps_between(self.recipe.evaluation.every_epochs)
+        return self.val is not None and (step >= self.total_steps or step % every == 0)
 
     @property
     def share(self) -> int:

@@ -1,0 +1,70 @@
+"""Being told to stop: signals and a time budget, remembered until the run has saved and can end.
+
+Imports nothing heavy, so that it listens before torch is imported, which takes seconds.
+"""
+
+import os
+import signal
+import time
+from types import FrameType
+
+SAVED = 85
+"""Exit code of a run that was stopped before its end: it has saved, run it again."""
+INTERRUPTED = 130
+ON_REQUEST = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """What this process was told. Any number of signals is one request; only a second Ctrl-C is more."""
+
+    def __init__(self) -> None:
+        self.deadline = float("inf")
+        self.signal: signal.Signals | None = None
+        self._started = time.monotonic()
+
+    def allow(self, minutes: float | None) -> None:
+        """Stop so many minutes after this object was made; None for no limit."""
+        if minutes is not None:
+            self.deadline = self._started + 60 * minutes
+
+    @property
+    def reason(self) -> str | None:
+        """Why to stop; None as long as there is no need."""
+        if self.signal is not None:
+            return self.signal.name
+        return "run.max_minutes" if time.monotonic() > self.deadline else None
+
+    @property
+    def exit_code(self) -> int:
+        return INTERRUPTED if self.signal is signal.SIGINT else SAVED
+
+    def listen(self) -> None:
+        """From now on `ON_REQUEST` are remembered instead of ending the process. Main thread only."""
+        for number in ON_REQUEST:
+            signal.signal(number, self._remember)
+
+    def hold_interrupts(self) -> None:
+        """From now on the first Ctrl-C is remembered, too; the second raises `KeyboardInterrupt`.
+
+        Where SIGINT is ignored, as in a background job of a script, it stays so.
+        """
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._interrupt)
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = self.signal or signal.Signals(number)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is signal.SIGINT:
+            raise KeyboardInterrupt
+        self._remember(number, frame)
+        if os.environ.get("RANK", "0") == "0":
+            # not by print, which the handler may have interrupted and cannot enter twice
+            os.write(2, b"itm: stopping after this step; press again to stop at once\n")
+
+    def listen_as_child(self, deadline: float) -> None:
+        """As `listen`, in a process started within `shards.signals.held`, whose parent answers Ctrl-C."""
+        self.deadline = deadline
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.listen()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ON_REQUEST)
