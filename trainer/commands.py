@@ -73,6 +73,7 @@ def train(
         from trainer.launch import launch
 
         stopped = launch(plan, stop)
+    stop.close()
     if stopped:
         raise typer.Exit(stop.exit_code)
 

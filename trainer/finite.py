@@ -64,15 +64,16 @@ class FiniteCheck:
         """Whether any of the last batches was bad. Without `wait`, the newest is left out on a GPU."""
         return self._first_bad(wait) is not None
 
-    def _first_bad(self, wait: bool) -> tuple[int, str] | None:
+    def _first_bad(self, wait: bool) -> tuple[int, int] | None:
+        """The number of the attempt, and what of it, as a place in `_WHAT`."""
         for attempt in self._attempts:
             if attempt.ready is not None:
                 if not wait and attempt is self._attempts[-1]:
                     continue
                 attempt.ready.synchronize()  # long since, but for the newest
-            for bad, what in zip(attempt.flags.tolist(), _WHAT, strict=True):
-                if bad:
-                    return attempt.number, what
+            flags = attempt.flags.tolist()
+            if any(flags):
+                return attempt.number, flags.index(True)
         return None
 
     def stop(self, mend: str) -> NoReturn:
@@ -83,8 +84,9 @@ class FiniteCheck:
         everyone: list[Any] = [None] * self.world.size
         recent = {one.number: (one.step, one.samples.tolist()) for one in self._attempts}
         dist.all_gather_object(everyone, (self._first_bad(wait=True), recent))
-        number, what = min(bad for bad, _ in everyone if bad is not None)
-        ranks = [rank for rank, (bad, _) in enumerate(everyone) if bad == (number, what)]
+        # the loss before the gradients, which its rank has spoilt for all
+        first = number, place = min(bad for bad, _ in everyone if bad is not None)
+        ranks, what = [rank for rank, (bad, _) in enumerate(everyone) if bad == first], _WHAT[place]
         step = recent[number][0]
         path = self.run_dir / FOLDER / f"step-{step:08d}.json"
         if self.world.is_main:

@@ -31,6 +31,8 @@ def launch(plan: Plan, stop: StopRequest) -> bool:
     Returns whether the run was stopped before its end. The first user's error of any process is raised here;
     the others are ended with it. Should this process be killed, they end by themselves.
     """
+    if stop.signal:
+        return True
     from trainer.loop import train
 
     if plan.processes == 1:
@@ -71,7 +73,7 @@ def _watch(processes: list[SpawnProcess], errors: "SimpleQueue[str]", stop: Stop
             handed_on = True
             for process in running:
                 assert process.pid is not None
-                os.kill(process.pid, signal.SIGUSR1)
+                os.kill(process.pid, stop.signal)
         wait([process.sentinel for process in running], POLL_SECONDS)
         running = [process for process in running if process.exitcode is None]
         if any(process.exitcode not in (None, 0, SAVED) for process in processes):
@@ -113,4 +115,5 @@ def _main(rank: int, plan: Plan, port: int, errors: "SimpleQueue[str]", deadline
     except (RunError, DataError, ModelError, OSError) as error:
         errors.put(str(error))
         sys.exit(1)
+    stop.close()
     sys.exit(SAVED if stopped else 0)

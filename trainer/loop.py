@@ -57,26 +57,28 @@ def train(plan: Plan, world: World, stop: StopRequest) -> bool:
     start(world, device)
     stopped = False
     with SharedFailure(world):
-        _agree(plan, world)
-        if not plan.finished:
+        if _agree(plan, world, stop):
+            stopped = True
+        elif not plan.finished:
             stopped = Trainer(plan, world, device, stop).run()
     # after a failure the end of the process closes the group: to leave it in order would wait for the others
     leave()
     return stopped
 
 
-def _agree(plan: Plan, world: World) -> None:
-    """Raise `RunError` on every rank unless all have the same plan."""
+def _agree(plan: Plan, world: World, stop: StopRequest) -> bool:
+    """Whether any rank was told to stop already. Raises `RunError` on every rank unless all have the same plan."""
     data = (identity(plan.train), plan.val and plan.val.fingerprint)
     own = (plan.resume and plan.resume.step, plan.total_steps, plan.recipe.model_dump(), data)
-    plans: list[Any] = [None] * world.size
-    dist.all_gather_object(plans, own)
-    for rank, other in enumerate(plans):
-        if other != plans[0]:
+    everyone: list[Any] = [None] * world.size
+    dist.all_gather_object(everyone, (own, stop.signal is not None))
+    for rank, (other, _) in enumerate(everyone):
+        if other != everyone[0][0]:
             raise RunError(
                 f"process {rank} sees another run than process 0; run.dir, the recipe and the shards must lie on a "
                 "disk that all nodes share"
             )
+    return any(stopped for _, stopped in everyone)
 
 
 class Trainer:
@@ -182,7 +184,7 @@ class Trainer:
         checkpoint_every = plan.steps_between(recipe.checkpoint.every_epochs)
         meter = _Meter(recipe.data.global_batch_size, self.step)
         self.engine.train()
-        if self.guard.settle() or (plan.owes_evaluation and self._save(log, evaluates=True)):
+        if plan.owes_evaluation and self._save(log, evaluates=True):
             return True
         batches = iter(self.loader)
         while self.step < plan.total_steps:

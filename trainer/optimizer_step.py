@@ -71,5 +71,5 @@ class OptimizerStep:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         bad: torch.Tensor = ~norm.isfinite()
         self.grad_norm = norm
-        self.engine.optimizer.found_inf = bad.float().view(1)  # where torch's own gradient scaler puts it, too
+        self.engine.optimizer.found_inf = bad.float()  # where torch's own gradient scaler puts it, too
         return bad

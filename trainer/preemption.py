@@ -8,10 +8,12 @@ import signal
 import time
 from types import FrameType
 
+from shards.signals import FOR_THE_PARENT
+
 SAVED = 85
 """Exit code of a run that was stopped before its end: it has saved, run it again."""
 INTERRUPTED = 130
-ON_REQUEST = (signal.SIGTERM, signal.SIGUSR1)
+_ON_REQUEST = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
@@ -39,9 +41,14 @@ class StopRequest:
         return INTERRUPTED if self.signal is signal.SIGINT else SAVED
 
     def listen(self) -> None:
-        """From now on `ON_REQUEST` are remembered instead of ending the process. Main thread only."""
-        for number in ON_REQUEST:
+        """From now on SIGTERM and SIGUSR1 are remembered instead of ending the process. Main thread only."""
+        for number in _ON_REQUEST:
             signal.signal(number, self._remember)
+
+    def close(self) -> None:
+        """All is done: no signal changes the exit code any more, as the interpreter's last moments would let it."""
+        for number in _ON_REQUEST:
+            signal.signal(number, signal.SIG_IGN)
 
     def hold_interrupts(self) -> None:
         """From now on the first Ctrl-C is remembered, too; the second raises `KeyboardInterrupt`.
@@ -63,8 +70,12 @@ class StopRequest:
             os.write(2, b"itm: stopping after this step; press again to stop at once\n")
 
     def listen_as_child(self, deadline: float) -> None:
-        """As `listen`, in a process started within `shards.signals.held`, whose parent answers Ctrl-C."""
+        """As `listen`, in a process started within `shards.signals.held`.
+
+        Ctrl-C is a request, too, and no more than that: its parent gets it as well, and answers a second one.
+        """
         self.deadline = deadline
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.listen()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ON_REQUEST)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._remember)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_PARENT)

@@ -47,13 +47,16 @@ def concepts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def method(name: str, concepts: Path | None = None, **loss: dict[str, Any]) -> Framework:
+def method(
+    name: str, concepts: Path | None = None, autocast: torch.dtype | None = None, **loss: dict[str, Any]
+) -> Framework:
     torch.manual_seed(0)
     settings = {**MODEL, "framework": name, "consensus": {"concepts": str(concepts) if concepts else None}}
     model = ModelConfig.model_validate(settings)
     merged = {key: LOSS.get(key, {}) | loss.get(key, {}) for key in LOSS.keys() | loss.keys()}
     terms = LossConfig.model_validate(merged)
-    return Framework(DualEncoder(model), model, terms, steps_per_epoch=4, total_steps=20, seed=5).train()
+    encoders = DualEncoder(model)
+    return Framework(encoders, model, terms, steps_per_epoch=4, total_steps=20, seed=5, autocast=autocast).train()
 
 
 def batch(number: int, labels: int = 0, ids: list[int] | None = None, valid: list[bool] | None = None) -> Inputs:

@@ -20,7 +20,12 @@ from trainer.partitions import MOMENTS, replace_rows, whole_moment, whole_weight
 
 WORLD, ROWS, STEPS, DECAY, LR = 2, 8, 6, 0.8, 0.05
 ANEW = torch.tensor([True, False, False, True, True])  # prototypes that are set anew after step 3
-STAGES = (0, 1, 2, 3)
+CPU = {"device": "cpu"}
+CASES: dict[str, dict[str, Any]] = {
+    **{f"stage {stage}": {"stage": stage} for stage in range(4)},
+    **{f"stage {stage}, offloaded": {"stage": stage, "offload_optimizer": CPU} for stage in (1, 2)},
+    "stage 3, offloaded": {"stage": 3, "offload_optimizer": CPU, "offload_param": CPU},
+}
 
 
 class Encoder(nn.Module):
@@ -81,7 +86,7 @@ def plain() -> dict[str, torch.Tensor]:
     return found | dict(model.state_dict()) | {moment: state[moment] for moment in MOMENTS}
 
 
-def engine_of(model: Model, stage: int) -> Any:
+def engine_of(model: Model, zero: dict[str, Any]) -> Any:
     import deepspeed
 
     engine, *_ = deepspeed.initialize(
@@ -94,15 +99,15 @@ def engine_of(model: Model, stage: int) -> Any:
             "steps_per_print": 10**9,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+            "zero_optimization": zero | {"stage3_param_persistence_threshold": 0},
         },
     )
     return engine
 
 
-def engineered(stage: int, rank: int) -> dict[str, torch.Tensor]:
+def engineered(zero: dict[str, Any], rank: int) -> dict[str, torch.Tensor]:
     model, data, anew = model_and_data()
-    engine = engine_of(model, stage)
+    engine = engine_of(model, zero)
     engine.train()
     half = ROWS // WORLD
     found = {}
@@ -131,13 +136,13 @@ def measure(rank: int, port: int, folder: str) -> None:
     os.environ.update({name: str(value) for name, value in names.items()})
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     prepare_deepspeed("gloo")
-    torch.save({stage: engineered(stage, rank) for stage in STAGES}, Path(folder) / f"{rank}.pt")
+    torch.save({case: engineered(zero, rank) for case, zero in CASES.items()}, Path(folder) / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[int, dict[str, torch.Tensor]]]:
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
     folder = tmp_path_factory.mktemp("zero")
     spawn(measure, (free_port(), str(folder)), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
@@ -148,15 +153,15 @@ def expected() -> dict[str, torch.Tensor]:
     return plain()
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("case", CASES)
 def test_average_losses_and_rows_are_those_of_plain_torch(
-    ranks: list[dict[int, dict[str, torch.Tensor]]], expected: dict[str, torch.Tensor], stage: int
+    ranks: list[dict[str, dict[str, torch.Tensor]]], expected: dict[str, torch.Tensor], case: str
 ) -> None:
     assert not torch.equal(expected["momentum.module.linear.weight"], expected["online.linear.weight"])
     for found in ranks:
-        assert found[stage].pop("partitioned").tolist() == [stage == 3] * 5
-        assert found[stage].keys() == expected.keys()
+        assert found[case].pop("partitioned").tolist() == [CASES[case]["stage"] == 3] * 5
+        assert found[case].keys() == expected.keys()
         for name, tensor in expected.items():
             torch.testing.assert_close(
-                found[stage][name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+                found[case][name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
             )
