@@ -125,9 +125,9 @@ class EngineConfig(_Config):
     @model_validator(mode="after")
     def _can_offload(self) -> Self:
         if self.offload_optimizer and self.zero_stage == 0:
-            raise ValueError("engine.offload_optimizer: needs engine.zero_stage 1, 2 or 3")
+            raise ValueError("offload_optimizer: needs engine.zero_stage 1, 2 or 3")
         if self.offload_parameters and self.zero_stage != 3:
-            raise ValueError("engine.offload_parameters: needs engine.zero_stage=3")
+            raise ValueError("offload_parameters: needs engine.zero_stage=3")
         return self
 
 

@@ -15,6 +15,7 @@ from trainer.distributed import World
 from trainer.errors import RunError
 from trainer.loop import _agree
 from trainer.plan import Plan, make_plan
+from trainer.preemption import StopRequest
 
 
 def seen_together(plans: list[Plan], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,13 +23,13 @@ def seen_together(plans: list[Plan], monkeypatch: pytest.MonkeyPatch) -> None:
     views: list[Any] = []
     for plan in plans:
         monkeypatch.setattr(dist, "all_gather_object", lambda _others, own: views.append(own))
-        _agree(plan, World(0, 0))
+        _agree(plan, World(0, 0), StopRequest())
 
     def gather(others: list[Any], _own: Any) -> None:
         others[:] = views
 
     monkeypatch.setattr(dist, "all_gather_object", gather)
-    _agree(plans[0], World(0, len(plans)))
+    assert not _agree(plans[0], World(0, len(plans)), StopRequest())
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
