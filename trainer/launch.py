@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from multiprocessing.queues import SimpleQueue
+from pathlib import Path
 from typing import Any
 
 from model.errors import ModelError
@@ -40,7 +41,13 @@ def launch(plan: Plan) -> None:
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
         spawn: Any = start_processes
-        spawn(_main, (plan, free_port(), errors), nprocs=plan.processes, start_method="spawn")
+        started = spawn(_main, (plan, free_port(), errors), nprocs=plan.processes, join=False, start_method="spawn")
+        try:
+            while not started.join():
+                pass
+        finally:  # tracebacks, which torch leaves in the system's folder for temporary files
+            for file in started.error_files:
+                Path(file).unlink(missing_ok=True)
     except ProcessException as error:
         # a process that lost its peer may be seen before the one that had the user's error
         if not errors.empty():

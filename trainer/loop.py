@@ -17,19 +17,22 @@ from shards.evaluation import EvaluationDataset
 from shards.images import center_crop, random_resized_crop
 from shards.loader import Position, Rank, TrainLoader
 from shards.training import TrainDataset
-from trainer.checkpoint import CONCEPTS, Progress, load_optimizer, load_weights, prune, save_checkpoint
+from trainer.checkpoint import CONCEPTS, WEIGHTS, Progress, check_hashes, load_optimizer, load_weights
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.distributed import World, device_of, start, stop
 from trainer.embed import embed_split
 from trainer.engine import build_encoders, build_framework, initialize, seed_step, set_learning_rate
 from trainer.errors import RunError
 from trainer.gradient_cache import cached_gradients
 from trainer.inputs import caption_tokenizer, image_side
+from trainer.lease import Lease
 from trainer.logs import RunLog
 from trainer.metrics import retrieval
 from trainer.plan import Plan, identity
 from trainer.prototypes import tend_prototypes
 from trainer.quarantine import Quarantine
 from trainer.recipe import dump_recipe
+from trainer.resume import settle_resume
 from trainer.schedule import learning_rate_scale
 
 NAMED = 8
@@ -41,8 +44,11 @@ def train(plan: Plan, world: World) -> None:
     device = device_of(world)
     start(world, device)
     _agree(plan, world)
-    if not plan.finished:
-        Trainer(plan, world, device).run()
+    with ExitStack() as stack:
+        lease = stack.enter_context(Lease(plan.run_dir)) if world.is_main and not plan.finished else None
+        plan, notes = settle_resume(plan, world)
+        if not plan.finished:
+            Trainer(plan, world, device, lease, notes).run()
     # after a failure the end of the process closes the group: to leave it in order would wait for the others
     stop()
 
@@ -64,10 +70,12 @@ def _agree(plan: Plan, world: World) -> None:
 class Trainer:
     """One rank of a run."""
 
-    def __init__(self, plan: Plan, world: World, device: torch.device) -> None:
-        self.plan, self.recipe, self.world, self.device = plan, plan.recipe, world, device
+    def __init__(
+        self, plan: Plan, world: World, device: torch.device, lease: Lease | None, notes: list[str]
+    ) -> None:
+        self.plan, self.recipe, self.world, self.device, self.lease = plan, plan.recipe, world, device, lease
         self.step = plan.resume.step if plan.resume else 0
-        self.notes: list[str] = []
+        self.notes = notes
         self.framework = self._framework()
         self.engine = initialize(self.framework, self.recipe, world, device)
         if plan.resume:
@@ -81,6 +89,8 @@ class Trainer:
         encoders = build_encoders(recipe.model, recipe.run.seed, pretrained=loaded is None)
         framework = build_framework(encoders, recipe, plan.steps_per_epoch, plan.total_steps)
         self.notes += encoders.notes
+        if plan.init_from:
+            check_hashes(plan.init_from, [WEIGHTS])
         if loaded:
             unmatched = load_weights(framework, loaded, fine_tunes=not plan.resume)
             if unmatched and plan.resume:
@@ -123,15 +133,19 @@ class Trainer:
         plan = self.plan
         with ExitStack() as stack:
             log = None
-            if self.world.is_main:
+            if self.lease:
                 tensorboard = self.recipe.log.tensorboard
-                log = stack.enter_context(RunLog(plan.run_dir, plan.total_steps, self.step, tensorboard))
+                log = stack.enter_context(RunLog(self.lease, plan.total_steps, self.step, tensorboard))
                 with replacing(plan.run_dir / "recipe.yaml") as stream:
                     stream.write(dump_recipe(self.recipe).encode())
                 self._keep_concepts()
                 for note in self.notes + [f"changed since the checkpoint: {change}" for change in plan.changed]:
                     log.note(note)
             self.quarantine = Quarantine(plan.run_dir, self.recipe.data.max_undecodable, self.world)
+            say = log.note if log else lambda _text: None
+            self.writer = stack.enter_context(
+                CheckpointWriter(plan.run_dir / "checkpoints", self.engine, self.recipe, self.lease, say)
+            )
             self._train(log)
 
     def _keep_concepts(self) -> None:
@@ -160,9 +174,10 @@ class Trainer:
             if saves or self.step == 1 or self.step % recipe.log.every_steps == 0:
                 row = self._measure(losses, lr)
                 if log:
-                    log.metrics(row | meter.read(self.step))
+                    log.metrics(row | meter.read(self.step) | self.writer.stall())
+                self.writer.check()
             if saves:
-                self._save(log, self._evaluate(log) if evaluates else None)
+                self._save(self._evaluate(log) if evaluates else None)
                 meter.restart(self.step)
 
     def _step(self, batch: Batch) -> tuple[dict[str, torch.Tensor], float]:
@@ -220,12 +235,8 @@ class Trainer:
             log.evaluation({"step": self.step, "split": self.val.manifest.split, **result})
         return result
 
-    def _save(self, log: RunLog | None, val: dict[str, Any] | None) -> None:
-        folder = self.plan.run_dir / "checkpoints"
-        progress = Progress(self.step, self.loader.state, identity(self.plan.train), val)
-        save_checkpoint(folder, self.engine, self.recipe, progress)
-        if log:
-            prune(folder, self.recipe.checkpoint.keep_last)
+    def _save(self, val: dict[str, Any] | None) -> None:
+        self.writer.save(Progress(self.step, self.loader.state, identity(self.plan.train), val))
 
 
 def _is_finite(value: float) -> bool:
