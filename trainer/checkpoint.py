@@ -94,7 +94,7 @@ def _fingerprint(state: dict[str, Any]) -> str:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read one checkpoint's state, and see that its files are there with their sizes; no hash of a file is taken.
+    """Read one checkpoint's state, and see that its files are there with their sizes; of tensors no hash is taken.
 
     Raises `DamagedError` when it is not what was written, `RunError` when it is of another version.
     """
@@ -117,7 +117,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if size != written.bytes:
             found = "is missing" if size is None else f"has {size:,} bytes"
             raise DamagedError(f"{path / name}: damaged: {found}, {written.bytes:,} were written")
-    return Checkpoint(path, progress, files)
+    checkpoint = Checkpoint(path, progress, files)
+    check_hashes(checkpoint, (name for name in files if not name.endswith(".safetensors")))
+    return checkpoint
 
 
 def check_hashes(checkpoint: Checkpoint, names: Iterable[str]) -> None:
