@@ -28,7 +28,7 @@ from trainer.deepspeed_setup import prepare_deepspeed
 from trainer.distributed import free_port
 from trainer.lease import Lease
 
-STEPS = 3
+STEPS = 2
 
 
 class Parameters(nn.Module):

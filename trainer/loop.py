@@ -212,6 +212,8 @@ class Trainer:
         state = self.loader.state
         epoch = state.epoch + min(1.0, state.position / self.plan.train.num_visits)
         row: dict[str, Any] = {"step": self.step, **means, "lr": lr, "epoch": round(epoch, 4)}
+        if self.lease:
+            self.lease.check()
         samples_read = (self.step - self.first_step) * self.recipe.data.global_batch_size
         row["undecodable"] = self.quarantine.settle(samples_read)
         norm = self.engine.get_global_grad_norm()

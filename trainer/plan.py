@@ -14,7 +14,7 @@ from shards.storage.cache import Cache, default_directory
 from shards.storage.location import is_remote
 from shards.training import Part, TrainingSet
 from shards.working_set import working_set_bytes
-from trainer.checkpoint import Checkpoint, find_checkpoint, newest_checkpoint
+from trainer.checkpoint import Checkpoint, find_checkpoint, look_for_checkpoints, newest_checkpoint
 from trainer.concepts import settle_concepts
 from trainer.config import DataConfig, PartConfig, Recipe
 from trainer.errors import RunError
@@ -94,6 +94,7 @@ class Plan:
             val,
             f"model  {model.framework} on {model.architecture}, embeddings of {model.embed_dim}",
             *_idle_concepts(model),
+            *(f"note   {reason}" for _, reason in look_for_checkpoints(self.run_dir / "checkpoints").damaged),
             f"steps  {self.total_steps:,} of {batch:,} pairs, {self.steps_per_epoch:,} an epoch",
             f"engine {self.processes} process{'es' * (self.processes > 1)}, ZeRO-{recipe.engine.zero_stage}, "
             f"{recipe.engine.precision}{at_once}",
