@@ -1,36 +1,44 @@
 """Checkpoints: one directory each, committed by one rename, that load at any world size and ZeRO stage.
 
-    checkpoints/step-00000460/weights.safetensors     parameters and buffers, float32, by name
-                              optimizer.safetensors   AdamW's moments, `NAME/exp_avg` and `NAME/exp_avg_sq`
-                              state.json              step, loader position, recalls on val, versions
+    checkpoints/step-00000460/weights.safetensors     parameters and buffers by name, as they are
+                              optimizer-*.safetensors AdamW's moments in spans, `NAME/exp_avg@START`; a file a rank
+                              state.json              step, loader position, recalls on val, versions; size and
+                                                      hash of every file
                               recipe.yaml             the resolved recipe
                               concepts.json           the concept vocabulary, where the model has one
 
-Nothing in it is pickled, so loading one executes no code.
+Random numbers are keyed by the seed and the step, which are their whole state. Nothing is pickled, so loading
+executes no code. Written by `trainer.checkpoint_writer`.
 """
 
+import hashlib
 import json
-import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from shards.loader import Position
 from trainer.config import Recipe
 from trainer.errors import RunError
-from trainer.partitions import MOMENTS, set_moments, whole_moment, whole_weight
-from trainer.recipe import dump_recipe, load_recipe
+from trainer.partitions import MOMENTS, set_moments
+from trainer.recipe import load_recipe
+from trainer.tensor_files import TensorFiles, Written
 
-FORMAT_VERSION = 1
-STATE, WEIGHTS, OPTIMIZER, RECIPE = "state.json", "weights.safetensors", "optimizer.safetensors", "recipe.yaml"
+FORMAT_VERSION = 2
+STATE, WEIGHTS, OPTIMIZER, RECIPE = "state.json", "weights.safetensors", "optimizer-*.safetensors", "recipe.yaml"
 CONCEPTS = "concepts.json"
+STEPS, SET_ASIDE = "step-*", "damaged-"
+
+
+class DamagedError(RunError):
+    """A checkpoint that is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class Checkpoint:
 
     path: Path
     progress: Progress
+    files: dict[str, Written]
 
     @property
     def step(self) -> int:
@@ -78,87 +87,109 @@ def with_concepts(recipe: Recipe, path: Path) -> Recipe:
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"consensus": consensus})})
 
 
-def save_checkpoint(folder: Path, engine: Any, recipe: Recipe, progress: Progress) -> None:
-    """Write `folder`/step-N. All ranks call it together; rank 0 writes."""
-    main = engine.global_rank == 0
-    weights: dict[str, torch.Tensor] = {}
-    moments: dict[str, torch.Tensor] = {}
-    for name, parameter in engine.module.named_parameters():
-        weight = whole_weight(engine, parameter)
-        if not torch.isfinite(weight).all():
-            raise RunError(
-                f"step {progress.step}: {name} is not finite, so it is not saved; lower optimizer.lr, or resume"
-            )
-        if main:
-            weights[name] = weight.cpu().contiguous()
-        for moment in MOMENTS if parameter.requires_grad else ():
-            whole = whole_moment(engine, parameter, moment)
-            if main:
-                moments[f"{name}/{moment}"] = whole.cpu()
-    if main:
-        persistent = engine.module.state_dict()
-        weights |= {name: b.cpu() for name, b in engine.module.named_buffers() if name in persistent}
-        state = {
-            "format_version": FORMAT_VERSION,
-            **asdict(progress),
-            "versions": {name: version(name) for name in ("itm-scale", "torch", "deepspeed", "open_clip_torch")},
-        }
-        _commit(folder / f"step-{progress.step:08d}", weights, moments, state, recipe)
-    torch.distributed.barrier()
+def seal(state: dict[str, Any]) -> bytes:
+    """A `state.json` that shows whether a byte of it was changed."""
+    return json.dumps(state | {"sha256": _fingerprint(state)}, indent=2).encode() + b"\n"
 
 
-def _commit(
-    path: Path,
-    weights: dict[str, torch.Tensor],
-    moments: dict[str, torch.Tensor],
-    state: dict[str, Any],
-    recipe: Recipe,
-) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        save_file(weights, partial / WEIGHTS)
-        save_file(moments, partial / OPTIMIZER)
-        (partial / RECIPE).write_text(dump_recipe(recipe))
-        if recipe.model.has_consensus:
-            shutil.copyfile(str(recipe.model.consensus.concepts), partial / CONCEPTS)
-        (partial / STATE).write_text(json.dumps(state, indent=2) + "\n")
-        for file in partial.iterdir():
-            file.chmod((partial / STATE).stat().st_mode)  # safetensors makes its files private
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        if path.exists():  # the same step, written again by a run that resumed before it
-            _remove(path)
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def list_checkpoints(folder: Path) -> list[Checkpoint]:
-    """All whole checkpoints in a run's `checkpoints/`, oldest first."""
-    return [read_checkpoint(path) for path in sorted(folder.glob("step-*")) if (path / STATE).is_file()]
+def _fingerprint(state: dict[str, Any]) -> str:
+    rest = {key: value for key, value in state.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read one checkpoint's state. Raises `RunError` when it is damaged or of another version."""
+    """Read one checkpoint's state, and see that its files are there with their sizes; of tensors no hash is taken.
+
+    Raises `DamagedError` when it is not what was written, `RunError` when it is of another version.
+    """
     try:
         state = json.loads((path / STATE).read_text())
         if state["format_version"] != FORMAT_VERSION:
             raise RunError(
                 f"{path}: checkpoint format {state['format_version']}, this program reads {FORMAT_VERSION}"
             )
+        if state["sha256"] != _fingerprint(state):
+            raise ValueError("its hash is another")
         progress = Progress(
             state["step"],
             Position(**state["loader"]),
             state["data"],
             state["val"],
-            state.get("skipped_steps", 0),
-            state.get("gradient_scale"),
+            state["skipped_steps"],
+            state["gradient_scale"],
         )
-        return Checkpoint(path, progress)
+        files = {name: Written(**written) for name, written in state["files"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path / STATE}: not a checkpoint's state ({error!r})") from None
+        raise DamagedError(f"{path / STATE}: not a checkpoint's state ({error!r})") from None
+    if WEIGHTS not in files:
+        raise DamagedError(f"{path / STATE}: names no {WEIGHTS}")
+    for name, written in files.items():
+        size = (path / name).stat().st_size if (path / name).is_file() else None
+        if size != written.bytes:
+            found = "is missing" if size is None else f"has {size:,} bytes"
+            raise DamagedError(f"{path / name}: damaged: {found}, {written.bytes:,} were written")
+    checkpoint = Checkpoint(path, progress, files)
+    check_hashes(checkpoint, (name for name in files if not name.endswith(".safetensors")))
+    return checkpoint
+
+
+def check_hashes(checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """Read these files of a checkpoint. Raises `DamagedError` when one is not what was written."""
+    for name in names:
+        try:
+            with (checkpoint.path / name).open("rb") as stream:
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise DamagedError(f"{checkpoint.path / name}: cannot be read ({error.strerror})") from None
+        if sha256 != checkpoint.files[name].sha256:
+            raise DamagedError(f"{checkpoint.path / name}: damaged: not the bytes that were written")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The checkpoints in a run's `checkpoints/`, by what `read_checkpoint` sees."""
+
+    whole: list[Checkpoint]
+    """Oldest first."""
+    damaged: list[tuple[Path, str]]
+    """Folders, and what is wrong with each."""
+
+
+def look_for_checkpoints(folder: Path) -> Found:
+    """Sort the checkpoints of a run's `checkpoints/` into whole and damaged ones."""
+    found = Found([], [])
+    for path in sorted(folder.glob(STEPS)):
+        try:
+            found.whole.append(read_checkpoint(path))
+        except DamagedError as error:
+            found.damaged.append((path, str(error)))
+    return found
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint, None where there never was one.
+
+    Raises `RunError` where there are only damaged ones: to begin anew is for the user to say.
+    """
+    found = look_for_checkpoints(folder)
+    if not found.whole and (found.damaged or any(folder.glob(f"{SET_ASIDE}*"))):
+        reasons = [reason for _, reason in found.damaged]
+        raise RunError(
+            f"{folder}: no checkpoint is whole{f' ({reasons[-1]})' if reasons else ''}; bring one back from a "
+            "copy, or give another run.dir to begin anew"
+        )
+    return found.whole[-1] if found.whole else None
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint so that it is none any more; returns where it lies now."""
+    names = (f"{SET_ASIDE}{path.name}{again}" for again in ("", *(f"-{number}" for number in range(2, 1000))))
+    return path.rename(next(place for place in map(path.with_name, names) if not place.exists()))
+
+
+def list_checkpoints(folder: Path) -> list[Checkpoint]:
+    """All checkpoints in a run's `checkpoints/`, oldest first. Raises `DamagedError` when one is damaged."""
+    return [read_checkpoint(path) for path in sorted(folder.glob(STEPS))]
 
 
 def best_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint:
@@ -172,7 +203,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
     Raises `RunError` when there is none.
     """
-    if (path / STATE).is_file():
+    if (path / STATE).is_file() or (path / WEIGHTS).is_file():
         return read_checkpoint(path)
     if not path.exists():
         raise RunError(f"{path}: no such run or checkpoint")
@@ -183,24 +214,25 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
 
 def prune(folder: Path, keep_last: int) -> None:
-    """Remove all checkpoints but the newest `keep_last` and the best."""
-    for leftover in folder.glob(".step-*.removed"):  # of a run that was killed here
-        shutil.rmtree(leftover)
-    checkpoints = list_checkpoints(folder)
-    if not checkpoints:
-        return
-    best = best_checkpoint(checkpoints)
+    """Remove all whole checkpoints but the newest `keep_last` and the best."""
+    checkpoints = look_for_checkpoints(folder).whole
     for checkpoint in checkpoints[:-keep_last]:
-        if checkpoint.path != best.path:
-            _remove(checkpoint.path)
+        if checkpoint.path != best_checkpoint(checkpoints).path:
+            remove(checkpoint.path)
 
 
-def _remove(path: Path) -> None:
-    # renamed first: a half-removed folder must not look like a checkpoint
+def remove(path: Path) -> None:
+    """Remove a checkpoint. It is renamed first: a half-removed folder must not look like one."""
     doomed = path.with_name(f".{path.name}.removed")
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed runs left half-written or half-removed; only for the owner of the run's folder."""
+    for leftover in folder.glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 OF_PAST_BATCHES = ("momentum.", "queue.")
@@ -244,20 +276,16 @@ def load_weights(
 
 
 def load_optimizer(engine: Any, checkpoint: Checkpoint) -> None:
-    """Fill a new engine's optimiser state. All ranks call it together."""
-    saved = _load(checkpoint.path / OPTIMIZER)
-    moments: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in saved.items():
-        name, _, moment = key.rpartition("/")
-        moments.setdefault(name, {})[moment] = tensor
-    wanted = {name for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
-    if missing := wanted - moments.keys():
-        raise RunError(f"{checkpoint.path / OPTIMIZER}: holds no state of {min(missing)} ({len(missing)} such)")
-    set_moments(engine, moments, checkpoint.step)
+    """Fill a new engine's optimiser state; every rank reads its own part of it."""
+    files = TensorFiles(sorted(checkpoint.path.glob(OPTIMIZER)))
+    wanted = [name for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
+    if missing := [name for name in wanted if any(f"{name}/{moment}" not in files for moment in MOMENTS)]:
+        raise RunError(f"{checkpoint.path}: holds no optimiser state of {min(missing)} ({len(missing)} such)")
+    set_moments(engine, files.read, checkpoint.step)
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{path}: cannot be read ({error}); remove this checkpoint to use an older one") from None
+        raise RunError(f"{path}: cannot be read ({error})") from None

@@ -12,7 +12,7 @@ from shards.evaluation import EvaluationDataset
 from shards.images import center_crop
 from shards.manifest import Manifest, read_manifest
 from shards.storage.cache import default_directory
-from trainer.checkpoint import Checkpoint, find_checkpoint, load_weights
+from trainer.checkpoint import WEIGHTS, Checkpoint, check_hashes, find_checkpoint, load_weights
 from trainer.distributed import World, device_of
 from trainer.embed import Embeddings, embed_split
 from trainer.engine import build_encoders
@@ -75,6 +75,7 @@ def evaluate(
     cannot be read.
     """
     checkpoint = find_checkpoint(path)
+    check_hashes(checkpoint, [WEIGHTS])
     manifest = read_split(checkpoint, data)
     world = World()
     device = device_of(world)

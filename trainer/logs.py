@@ -1,16 +1,15 @@
 """What a run writes down as it goes: JSON lines, TensorBoard, and a live line in the terminal."""
 
-import fcntl
 import json
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shards.atomic import replacing
-from trainer.errors import RunError
+from trainer.lease import Lease
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
@@ -33,27 +32,11 @@ def _cut_after(path: Path, step: int) -> None:
         stream.writelines(json.dumps(row).encode() + b"\n" for row in kept)
 
 
-def _lock(run_dir: Path) -> IO[str]:
-    """Hold the run's folder for this process; the system lets go of it however the process ends."""
-    lock = (run_dir / ".lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RunError(
-            f"{run_dir}: another process trains this run; wait for it, or give another run.dir"
-        ) from None
-    return lock
-
-
 class RunLog:
-    """The main process's log of one run. Use as a context manager."""
+    """The main process's log of the run whose lease it has. Use as a context manager."""
 
-    def __init__(self, run_dir: Path, total_steps: int, start_step: int, tensorboard: bool) -> None:
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"run.dir={run_dir}: cannot be made ({error.strerror}); give another folder") from None
-        self._lock = _lock(run_dir)
+    def __init__(self, lease: Lease, total_steps: int, start_step: int, tensorboard: bool) -> None:
+        self._lease, run_dir = lease, lease.run_dir
         for name in (METRICS, EVALUATIONS):
             _cut_after(run_dir / name, start_step)
         self._metrics = (run_dir / METRICS).open("a")
@@ -85,7 +68,6 @@ class RunLog:
         self._evaluations.close()
         if self._board is not None:
             self._board.close()
-        self._lock.close()
 
     def note(self, text: str) -> None:
         """Print one line."""
@@ -125,6 +107,7 @@ class RunLog:
         )
 
     def _write(self, file: Any, row: dict[str, Any], tag: str) -> None:
+        self._lease.check()
         file.write(json.dumps(row) + "\n")
         file.flush()
         if self._board is not None:

@@ -17,7 +17,8 @@ from shards.evaluation import EvaluationDataset
 from shards.images import center_crop, random_resized_crop
 from shards.loader import Position, Rank, TrainLoader
 from shards.training import TrainDataset
-from trainer.checkpoint import CONCEPTS, Progress, load_optimizer, load_weights, prune, save_checkpoint
+from trainer.checkpoint import CONCEPTS, WEIGHTS, Progress, check_hashes, load_optimizer, load_weights
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.distributed import World, device_of, leave, start
 from trainer.embed import embed_split
 from trainer.engine import (
@@ -32,6 +33,7 @@ from trainer.failures import SharedFailure
 from trainer.gradient_cache import cached_gradients
 from trainer.guard import Guard
 from trainer.inputs import caption_tokenizer, image_side
+from trainer.lease import Lease
 from trainer.logs import RunLog
 from trainer.metrics import retrieval
 from trainer.optimizer_step import OptimizerStep
@@ -40,6 +42,7 @@ from trainer.preemption import StopRequest
 from trainer.prototypes import tend_prototypes
 from trainer.quarantine import Quarantine
 from trainer.recipe import dump_recipe
+from trainer.resume import settle_resume
 from trainer.schedule import learning_rate_scale
 from trainer.sentinel import check_ranks
 from trainer.watchdog import Watchdog
@@ -56,11 +59,14 @@ def train(plan: Plan, world: World, stop: StopRequest) -> bool:
     device = device_of(world)
     start(world, device)
     stopped = False
-    with SharedFailure(world):
+    with SharedFailure(world), ExitStack() as stack:
         if _agree(plan, world, stop):
             stopped = True
-        elif not plan.finished:
-            stopped = Trainer(plan, world, device, stop).run()
+        else:
+            lease = stack.enter_context(Lease(plan.run_dir)) if world.is_main and not plan.finished else None
+            plan, notes = settle_resume(plan, world)
+            if not plan.finished:
+                stopped = Trainer(plan, world, device, stop, lease, notes).run()
     # after a failure the end of the process closes the group: to leave it in order would wait for the others
     leave()
     return stopped
@@ -84,10 +90,20 @@ def _agree(plan: Plan, world: World, stop: StopRequest) -> bool:
 class Trainer:
     """One rank of a run."""
 
-    def __init__(self, plan: Plan, world: World, device: torch.device, stop: StopRequest) -> None:
-        self.plan, self.recipe, self.world, self.device, self.stop = plan, plan.recipe, world, device, stop
+    def __init__(
+        self,
+        plan: Plan,
+        world: World,
+        device: torch.device,
+        stop: StopRequest,
+        lease: Lease | None,
+        notes: list[str],
+    ) -> None:
+        """`lease` is rank 0's; `notes` are lines for the start of its log."""
+        self.plan, self.recipe, self.world, self.device = plan, plan.recipe, world, device
+        self.stop, self.lease = stop, lease
         self.step = plan.resume.step if plan.resume else 0
-        self.notes: list[str] = []
+        self.notes = notes
         self.framework = self._framework()
         self.engine = initialize(self.framework, self.recipe, world, device)
         if plan.resume:
@@ -102,6 +118,8 @@ class Trainer:
         encoders = build_encoders(recipe.model, recipe.run.seed, pretrained=loaded is None)
         framework = build_framework(encoders, recipe, plan.steps_per_epoch, plan.total_steps)
         self.notes += encoders.notes
+        if plan.init_from:
+            check_hashes(plan.init_from, [WEIGHTS])
         if loaded:
             unmatched = load_weights(framework, loaded, fine_tunes=not plan.resume)
             if unmatched and plan.resume:
@@ -154,9 +172,9 @@ class Trainer:
         plan, run = self.plan, self.recipe.run
         with ExitStack() as stack:
             log = None
-            if self.world.is_main:
+            if self.lease:
                 tensorboard = self.recipe.log.tensorboard
-                log = stack.enter_context(RunLog(plan.run_dir, plan.total_steps, self.step, tensorboard))
+                log = stack.enter_context(RunLog(self.lease, plan.total_steps, self.step, tensorboard))
                 with replacing(plan.run_dir / "recipe.yaml") as stream:
                     stream.write(dump_recipe(self.recipe).encode())
                 self._keep_concepts()
@@ -166,7 +184,13 @@ class Trainer:
             self.guard = Guard(plan, self.world, self.stop)
             self.watchdog = stack.enter_context(Watchdog(plan.run_dir, self.world.rank, run.watchdog_minutes))
             self.stop.hold_interrupts()
+            say = log.note if log else lambda _text: None
+            self.writer = stack.enter_context(
+                CheckpointWriter(plan.run_dir / "checkpoints", self.engine, self.recipe, self.lease, say)
+            )
             stopped = self._train(log)
+            if stopped:
+                self.writer.close()  # what is said to be saved is
             if stopped and log:
                 why = self.stop.reason or "another process was asked to"
                 log.note(f"stopped after step {self.step:,} ({why}); the same command goes on from there")
@@ -205,7 +229,8 @@ class Trainer:
             if logs:
                 row = self._measure(losses, lr)
                 if log:
-                    log.metrics(row | meter.read(self.step))
+                    log.metrics(row | meter.read(self.step) | self.writer.stall())
+                self.writer.check()
             if due or stopping:
                 stopping = self._save(log, evaluates=evaluates and not stopping) or stopping
                 meter.restart(self.step)
@@ -256,6 +281,8 @@ class Trainer:
         state = self.loader.state
         epoch = state.epoch + min(1.0, state.position / self.plan.train.num_visits)
         row: dict[str, Any] = {"step": self.step, **means, "lr": lr, "epoch": round(epoch, 4)}
+        if self.lease:
+            self.lease.check()
         samples_read = (self.step - self.first_step) * self.recipe.data.global_batch_size
         row["undecodable"] = self.quarantine.settle(samples_read)
         row |= {"grad_norm": float(self.optimizer_step.grad_norm), "skipped_steps": self.optimizer_step.skipped}
@@ -297,7 +324,7 @@ class Trainer:
         """Evaluate, where that is due, and save. Returns whether the run was asked to stop in the evaluation."""
         val = self._evaluate(log) if evaluates else None
         self.watchdog.heard("the checkpoint")
-        folder, scale = self.plan.run_dir / "checkpoints", self.framework.gradient_scale
+        scale = self.framework.gradient_scale
         progress = Progress(
             self.step,
             self.loader.state,
@@ -306,9 +333,7 @@ class Trainer:
             self.optimizer_step.skipped,
             scale.state_dict() if scale else None,
         )
-        save_checkpoint(folder, self.engine, self.recipe, progress)
-        if log:
-            prune(folder, self.recipe.checkpoint.keep_last)
+        self.writer.save(progress)
         self.watchdog.heard("what follows a checkpoint")
         return evaluates and val is None
 

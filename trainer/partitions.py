@@ -1,11 +1,12 @@
-"""Whole tensors out of, and into, the parts that DeepSpeed keeps: one view on ZeRO stages 0 to 3.
+"""Tensors out of, and into, the parts that DeepSpeed keeps: one view on ZeRO stages 0 to 3.
 
 Under stages 1 and 2 a rank holds a span of every group's flattened optimiser state; under stage 3 a span of
 every parameter. DeepSpeed's own accessors are linked only after the first step (stages 1, 2) or refuse a
-parameter smaller than the world (stage 3); these work at any time. All ranks must call them together.
+parameter smaller than the world (stage 3); these work at any time. What is called `whole` must be called by all
+ranks together; what is called `own` is a rank's own, without a word to the others.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,21 +25,67 @@ def whole_weight(engine: Any, parameter: torch.nn.Parameter) -> torch.Tensor:
         return parameter.detach().clone()
 
 
-def whole_moment(engine: Any, parameter: torch.nn.Parameter, moment: str) -> torch.Tensor:
-    """The full float32 `exp_avg` or `exp_avg_sq`, zero before the first step."""
-    shape = getattr(parameter, "ds_shape", parameter.shape)
-    whole = torch.zeros(shape.numel(), device=parameter.device)
-    for flat, inner, outer in _spans(engine, parameter):
-        state = _inner_optimizer(engine).state.get(flat)
-        if state:
-            whole[outer] = state[moment].flatten()[inner].to(whole)
-    if engine.zero_optimization_stage() > 0:
-        dist.all_reduce(whole)
-    return whole.view(shape)
+def whole_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every whole parameter, by name."""
+    return {
+        name: tuple(getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in engine.module.named_parameters()
+    }
 
 
-def set_moments(engine: Any, moments: dict[str, dict[str, torch.Tensor]], step: int) -> None:
-    """Fill the optimiser's state from whole tensors: `moments[parameter name][moment]`.
+def own_weights(engine: Any) -> dict[str, torch.Tensor]:
+    """This rank's share of the weights and buffers, as they are kept, for a checkpoint.
+
+    Where a rank has them whole, rank 0 gives them all and the others none; under stage 3 every rank its span of
+    each weight, (n,) under `NAME@START`, and rank 0 the buffers.
+    """
+    rank, module = dist.get_rank(), engine.module
+    divided = engine.zero_optimization_stage() == 3
+    own: dict[str, torch.Tensor] = {}
+    for name, parameter in module.named_parameters():
+        if not divided and rank == 0:
+            own[name] = parameter.detach()
+        elif divided:
+            start, count = _stage3_span(parameter)
+            if count and dist.get_world_size() > 1:
+                own[f"{name}@{start}"] = parameter.ds_tensor.view(-1)[:count]
+            elif count:
+                own[name] = parameter.ds_tensor.view(-1)[:count].view(parameter.ds_shape)
+    if rank == 0:
+        persistent = module.state_dict().keys() - own.keys()
+        own |= {name: buffer for name, buffer in module.named_buffers() if name in persistent}
+    return own
+
+
+def own_moments(engine: Any) -> dict[str, torch.Tensor]:
+    """This rank's share of AdamW's moments, each a span (n,) under `NAME/MOMENT@START`; zero before the first step.
+
+    Under stage 0, where all ranks have all, the parameters' elements are divided evenly.
+    """
+    optimizer, stage = _inner_optimizer(engine), engine.zero_optimization_stage()
+    trained = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
+    rank, world = dist.get_rank(), dist.get_world_size()
+    total = sum(parameter.numel() for _, parameter in trained)
+    first, last = total * rank // world, total * (rank + 1) // world
+    own: dict[str, torch.Tensor] = {}
+    passed = 0
+    for name, parameter in trained:
+        for flat, inner, outer in _spans(engine, parameter):
+            start, stop = outer.start, outer.stop
+            if stage == 0:
+                start, stop = max(start, first - passed), min(stop, last - passed)
+            shift = inner.start - outer.start
+            state = optimizer.state.get(flat)
+            for moment in MOMENTS if start < stop else ():
+                source = state[moment].flatten()[start + shift : stop + shift] if state else None
+                nothing = torch.zeros(1, device=flat.device).expand(stop - start)
+                own[f"{name}/{moment}@{start}"] = nothing if source is None else source
+        passed += parameter.numel()
+    return own
+
+
+def set_moments(engine: Any, read: Callable[[str, int, int], torch.Tensor], step: int) -> None:
+    """Fill the optimiser's state: `read("NAME/MOMENT", start, stop)` gives a span of a flattened moment.
 
     `step` is the number of applied optimiser steps, on which AdamW's bias correction depends. Call right
     after the engine was made.
@@ -51,7 +98,7 @@ def set_moments(engine: Any, moments: dict[str, dict[str, torch.Tensor]], step: 
     for name, parameter in engine.module.named_parameters():
         for flat, inner, outer in _spans(engine, parameter):
             for moment in MOMENTS:
-                source = moments[name][moment].flatten()[outer]
+                source = read(f"{name}/{moment}", outer.start, outer.stop)
                 optimizer.state[flat][moment].view(-1)[inner] = source.to(flat.device)
 
 
@@ -113,7 +160,13 @@ def _spans(engine: Any, parameter: torch.nn.Parameter) -> Iterator[tuple[torch.T
                 slice(outer.start, outer.start + outer.numel),
             )
     else:
-        group, offset, padded = zero.grad_position[zero.get_param_id(parameter)]
-        start = dist.get_rank() * padded
-        count = max(0, min(padded, parameter.ds_numel - start))  # type: ignore[attr-defined]
+        group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
+        start, count = _stage3_span(parameter)
         yield zero.fp32_partitioned_groups_flat[group], slice(offset, offset + count), slice(start, start + count)
+
+
+def _stage3_span(parameter: Any) -> tuple[int, int]:
+    """Start and length of this rank's span of a flattened parameter; the last ranks' is padded, or empty."""
+    padded: int = parameter.ds_tensor.ds_numel
+    start = dist.get_rank() * padded
+    return start, max(0, min(padded, parameter.ds_numel - start))

@@ -14,7 +14,7 @@ from shards.storage.cache import Cache, default_directory
 from shards.storage.location import is_remote
 from shards.training import Part, TrainingSet
 from shards.working_set import working_set_bytes
-from trainer.checkpoint import Checkpoint, find_checkpoint, list_checkpoints
+from trainer.checkpoint import Checkpoint, find_checkpoint, look_for_checkpoints, newest_checkpoint
 from trainer.concepts import settle_concepts
 from trainer.config import DataConfig, PartConfig, Recipe
 from trainer.errors import RunError
@@ -104,6 +104,7 @@ class Plan:
             val,
             f"model  {model.framework} on {model.architecture}, embeddings of {model.embed_dim}",
             *_idle_concepts(model),
+            *(f"note   {reason}" for _, reason in look_for_checkpoints(self.run_dir / "checkpoints").damaged),
             f"steps  {self.total_steps:,} of {batch:,} pairs, {self.steps_per_epoch:,} an epoch",
             f"engine {self.processes} process{'es' * (self.processes > 1)}, ZeRO-{recipe.engine.zero_stage}, "
             f"{recipe.engine.precision}{at_once}",
@@ -126,8 +127,7 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
     if val is not None and val.num_samples < processes:
         raise RunError(f"data.val={val.location}: {val.num_samples} samples for {processes} processes; start fewer")
     steps = steps_per_epoch(train.num_visits, recipe.data.global_batch_size, recipe.data.last_batch)
-    checkpoints = list_checkpoints(Path(recipe.run.dir) / "checkpoints")
-    resume = checkpoints[-1] if checkpoints else None
+    resume = newest_checkpoint(Path(recipe.run.dir) / "checkpoints")
     init_from = find_checkpoint(Path(recipe.run.init_from)) if recipe.run.init_from and not resume else None
     if init_from:
         _check_model(recipe, init_from)

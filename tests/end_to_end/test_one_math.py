@@ -93,7 +93,7 @@ def test_killed_and_resumed_on_other_processes_and_another_stage(
         env=ENVIRONMENT,
         stderr=subprocess.DEVNULL,
     )
-    wait_for(run / "checkpoints/step-00000003/state.json")
+    wait_for(run / "checkpoints/step-00000006/state.json")
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -101,7 +101,13 @@ def test_killed_and_resumed_on_other_processes_and_another_stage(
     assert not alive, "the processes of a killed run live on"
     assert len(losses(run)) < STEPS, "the run had ended before it was killed"
 
-    itm(*arguments, "engine.zero_stage=3")
+    newest = max((run / "checkpoints").glob("step-*"))
+    weights = bytearray((newest / "weights.safetensors").read_bytes())
+    weights[-9] ^= 1
+    (newest / "weights.safetensors").write_bytes(weights)
+    told = itm(*arguments, "engine.zero_stage=3").stderr
+    assert f"{newest.name}/weights.safetensors: damaged" in told
+    assert (run / "checkpoints" / f"damaged-{newest.name}").is_dir()
     agrees(run, whole)
     assert not list((run / "checkpoints").glob(".*")), "a half-written checkpoint was left behind"
 

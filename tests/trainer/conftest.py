@@ -1,9 +1,11 @@
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 import model  # noqa: F401  (lets torchvision, and so open_clip, import beside a CPU build of torch)
@@ -11,6 +13,7 @@ from shards.convert import Options, write_split
 from shards.demo.source import demo_records
 from shards.manifest import read_manifest
 from shards.training import Part, TrainingSet
+from trainer.checkpoint import FORMAT_VERSION, RECIPE, STATE, WEIGHTS, seal
 from trainer.config import Recipe
 from trainer.engine import build_encoders
 from trainer.logs import EVALUATIONS, METRICS
@@ -50,21 +53,35 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def add_checkpoint(demo: Path) -> Callable[..., Path]:
-    """Writes `checkpoints/step-N` into a run's folder, without weights."""
+    """Writes `checkpoints/step-N` into a run's folder, with no weights but those given."""
 
-    def add(run: Path, step: int, rsum: float | None = None, recipe: Recipe | None = None) -> Path:
+    def add(
+        run: Path,
+        step: int,
+        rsum: float | None = None,
+        recipe: Recipe | None = None,
+        weights: dict[str, torch.Tensor] | None = None,
+    ) -> Path:
         folder = run / "checkpoints" / f"step-{step:08d}"
         folder.mkdir(parents=True)
+        save_file(weights or {}, folder / WEIGHTS)
+        (folder / RECIPE).write_text(dump_recipe(recipe or Recipe.model_validate(TINY)))
+        content = {name: (folder / name).read_bytes() for name in (WEIGHTS, RECIPE)}
         state = {
-            "format_version": 1,
+            "format_version": FORMAT_VERSION,
             "step": step,
             "loader": {"epoch": 2, "position": 40},
             "data": identity(TrainingSet((Part(read_manifest(demo / "train")),))),
             "val": None if rsum is None else {"rsum": rsum},
+            "skipped_steps": 0,
+            "gradient_scale": None,
             "versions": {},
+            "files": {
+                name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                for name, data in content.items()
+            },
         }
-        (folder / "state.json").write_text(json.dumps(state))
-        (folder / "recipe.yaml").write_text(dump_recipe(recipe or Recipe.model_validate(TINY)))
+        (folder / STATE).write_bytes(seal(state))
         return folder
 
     return add
@@ -76,12 +93,9 @@ def make_run(add_checkpoint: Callable[..., Path], tiny_recipe: Callable[..., Rec
 
     def make(run: Path, seed: int = 0, **sections: dict[str, Any]) -> Path:
         recipe = tiny_recipe(run={"seed": seed, "dir": "<b>folder</b>"}, **sections)
-        path = add_checkpoint(run, 4, 10.0, recipe)
         weights = build_encoders(recipe.model, seed).state_dict()
-        save_file(
-            {f"encoders.{name}": value.contiguous() for name, value in weights.items()},
-            path / "weights.safetensors",
-        )
+        named = {f"encoders.{name}": value.contiguous() for name, value in weights.items()}
+        add_checkpoint(run, 4, 10.0, recipe, named)
         rows = [{"step": step, "loss": 1 / step, "lr": 0.1} for step in range(1, 5)]
         recalls = {"r1": 1.0, "r5": 2.0, "r10": 30.0}
         (run / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 5, "lo')

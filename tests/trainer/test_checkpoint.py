@@ -6,16 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from trainer.checkpoint import (
+    DamagedError,
     best_checkpoint,
+    check_hashes,
     find_checkpoint,
     list_checkpoints,
     load_weights,
+    look_for_checkpoints,
+    newest_checkpoint,
     prune,
     read_checkpoint,
+    remove_leftovers,
+    set_aside,
 )
 from trainer.errors import RunError
 
@@ -37,7 +42,6 @@ def test_what_a_kill_left_unfinished_is_no_checkpoint(tmp_path: Path, add_checkp
     add_checkpoint(tmp_path, 1)
     whole = add_checkpoint(tmp_path, 2)
     whole.rename(whole.with_name(".step-00000002.partial"))
-    (add_checkpoint(tmp_path, 3) / "state.json").unlink()
     assert steps_in(tmp_path) == [1]
 
 
@@ -51,7 +55,7 @@ def test_a_checkpoint_knows_its_step_its_place_in_the_data_and_its_recipe(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b'{"format_version": 1, "st', b"[]", b"{}", b"null", b"\xff", b'{"format_version": 1}']
+    "content", [b"", b'{"format_version": 2, "st', b"[]", b"{}", b"null", b"\xff", b'{"format_version": 2}']
 )
 def test_a_damaged_state_is_a_users_error_that_names_the_file(
     tmp_path: Path, add_checkpoint: AddCheckpoint, content: bytes
@@ -66,9 +70,89 @@ def test_a_damaged_state_is_a_users_error_that_names_the_file(
 def test_a_checkpoint_of_another_version_says_so(tmp_path: Path, add_checkpoint: AddCheckpoint) -> None:
     path = add_checkpoint(tmp_path, 1)
     state = json.loads((path / "state.json").read_text())
-    (path / "state.json").write_text(json.dumps(state | {"format_version": 2}))
-    with pytest.raises(RunError, match="checkpoint format 2, this program reads 1"):
-        read_checkpoint(path)
+    (path / "state.json").write_text(json.dumps(state | {"format_version": 1}))
+    with pytest.raises(RunError, match="checkpoint format 1, this program reads 2"):
+        newest_checkpoint(path.parent)
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_changed_number_in_the_state_is_seen(tmp_path: Path, add_checkpoint: AddCheckpoint) -> None:
+    state = add_checkpoint(tmp_path, 1) / "state.json"
+    state.write_text(state.read_text().replace('"position": 40', '"position": 41'))
+    with pytest.raises(DamagedError, match="its hash is another"):
+        read_checkpoint(state.parent)
+
+
+def test_a_state_may_be_written_otherwise_as_long_as_it_says_the_same(
+    tmp_path: Path, add_checkpoint: AddCheckpoint
+) -> None:
+    path = add_checkpoint(tmp_path, 1, 1 / 3)
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(dict(reversed(state.items()))))
+    assert read_checkpoint(path).val == {"rsum": 1 / 3}
+
+
+@pytest.mark.parametrize(("change", "message"), [("cut", "has 0 bytes"), ("remove", "is missing")])
+def test_a_file_of_another_size_is_seen_without_reading_it(
+    tmp_path: Path, add_checkpoint: AddCheckpoint, change: str, message: str
+) -> None:
+    weights = add_checkpoint(tmp_path, 1) / "weights.safetensors"
+    weights.write_bytes(b"") if change == "cut" else weights.unlink()
+    with pytest.raises(DamagedError, match=rf"weights\.safetensors: damaged: {message}, \d+ were written"):
+        read_checkpoint(weights.parent)
+    with pytest.raises(DamagedError):  # to measure another checkpoint instead would be silent
+        find_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("place", [0, 7, 20, -1])
+def test_a_flipped_bit_is_seen_when_the_file_is_read(
+    tmp_path: Path, add_checkpoint: AddCheckpoint, place: int
+) -> None:
+    path = add_checkpoint(tmp_path, 1, weights={"a": torch.ones(3)})
+    flip(path / "weights.safetensors", place)
+    checkpoint = read_checkpoint(path)
+    check_hashes(checkpoint, ["recipe.yaml"])
+    with pytest.raises(DamagedError, match="not the bytes that were written"):
+        check_hashes(checkpoint, checkpoint.files)
+
+
+def test_the_newest_whole_one_is_resumed_and_damaged_ones_are_kept_apart(
+    tmp_path: Path, add_checkpoint: AddCheckpoint
+) -> None:
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2, 3, 4):
+        add_checkpoint(tmp_path, step)
+    (folder / "step-00000003/weights.safetensors").unlink()
+    (folder / "step-00000004/state.json").unlink()
+    found = look_for_checkpoints(folder)
+    assert [checkpoint.step for checkpoint in found.whole] == [1, 2]
+    assert [path.name for path, _ in found.damaged] == ["step-00000003", "step-00000004"]
+    newest = newest_checkpoint(folder)
+    assert newest is not None
+    assert newest.step == 2
+    for path, _ in found.damaged:
+        assert set_aside(path).name == f"damaged-{path.name}"
+    (add_checkpoint(tmp_path, 4) / "state.json").unlink()
+    assert set_aside(folder / "step-00000004").name == "damaged-step-00000004-2"
+    assert steps_in(tmp_path) == [1, 2]
+    prune(folder, 1)
+    assert len(list(folder.glob("damaged-*"))) == 3
+
+
+def test_where_all_are_damaged_nothing_begins_anew(tmp_path: Path, add_checkpoint: AddCheckpoint) -> None:
+    assert newest_checkpoint(tmp_path / "checkpoints") is None
+    path = add_checkpoint(tmp_path, 1)
+    (path / "weights.safetensors").unlink()
+    with pytest.raises(RunError, match=r"no checkpoint is whole \(.*is missing.*\); bring one back"):
+        newest_checkpoint(path.parent)
+    set_aside(path)
+    with pytest.raises(RunError, match="no checkpoint is whole; bring one back"):
+        newest_checkpoint(path.parent)
 
 
 def test_the_best_has_the_largest_rsum_on_val_and_need_not_be_the_newest(
@@ -130,12 +214,13 @@ def test_pruning_keeps_the_newest_and_the_best(
     assert sorted(path.name for path in folder.glob("*")) == [f"step-{step:08d}" for step in left]
 
 
-def test_pruning_finishes_what_a_kill_left_half_removed(tmp_path: Path, add_checkpoint: AddCheckpoint) -> None:
+def test_what_a_kill_left_half_removed_is_removed(tmp_path: Path, add_checkpoint: AddCheckpoint) -> None:
     doomed = add_checkpoint(tmp_path, 1)
     doomed.rename(doomed.with_name(".step-00000001.removed"))
     for step in (1, 2):  # the first one anew
         add_checkpoint(tmp_path, step)
     prune(tmp_path / "checkpoints", 1)
+    remove_leftovers(tmp_path / "checkpoints")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 
 
@@ -147,9 +232,9 @@ def network() -> nn.Module:
 def test_weights_and_buffers_are_loaded_by_name_below_the_prefix(
     tmp_path: Path, add_checkpoint: AddCheckpoint
 ) -> None:
-    path, module = add_checkpoint(tmp_path, 1), network()
+    module = network()
     saved = {f"encoders.{name}": torch.full_like(value, 7) for name, value in module.state_dict().items()}
-    save_file(saved | {"elsewhere": torch.zeros(1)}, path / "weights.safetensors")
+    path = add_checkpoint(tmp_path, 1, weights=saved | {"elsewhere": torch.zeros(1)})
     assert load_weights(module, read_checkpoint(path), prefix="encoders.") == []
     assert all((value == 7).all() for value in module.state_dict().values())
 
@@ -157,9 +242,9 @@ def test_weights_and_buffers_are_loaded_by_name_below_the_prefix(
 def test_names_without_a_counterpart_are_told_and_the_rest_is_loaded(
     tmp_path: Path, add_checkpoint: AddCheckpoint
 ) -> None:
-    path, module = add_checkpoint(tmp_path, 1), network()
+    path = add_checkpoint(tmp_path, 1, weights={"0.weight": torch.ones(2, 3), "old": torch.ones(1)})
+    module = network()
     before = module.state_dict()["0.bias"].clone()
-    save_file({"0.weight": torch.ones(2, 3), "old": torch.ones(1)}, path / "weights.safetensors")
     unmatched = load_weights(module, read_checkpoint(path))
     assert {"old", "0.bias", "1.running_mean"} <= set(unmatched)
     assert "0.weight" not in unmatched
@@ -177,20 +262,16 @@ def test_names_without_a_counterpart_are_told_and_the_rest_is_loaded(
 def test_weights_of_another_model_are_a_users_error_and_change_nothing(
     tmp_path: Path, add_checkpoint: AddCheckpoint, weights: dict[str, torch.Tensor], message: str
 ) -> None:
-    path, module = add_checkpoint(tmp_path, 1), network()
+    path, module = add_checkpoint(tmp_path, 1, weights=weights), network()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    save_file(weights, path / "weights.safetensors")
     with pytest.raises(RunError, match=message):
         load_weights(module, read_checkpoint(path))
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not weights at all"])
-def test_missing_or_broken_weights_are_a_users_error(
-    tmp_path: Path, add_checkpoint: AddCheckpoint, content: bytes | None
-) -> None:
+def test_weights_that_cannot_be_read_are_a_users_error(tmp_path: Path, add_checkpoint: AddCheckpoint) -> None:
     path = add_checkpoint(tmp_path, 1)
-    if content is not None:
-        (path / "weights.safetensors").write_bytes(content)
+    size = (path / "weights.safetensors").stat().st_size
+    (path / "weights.safetensors").write_bytes(b"?" * size)
     with pytest.raises(RunError, match=r"weights\.safetensors: cannot be read"):
         load_weights(network(), read_checkpoint(path))

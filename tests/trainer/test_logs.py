@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from trainer.lease import Lease
 from trainer.logs import EVALUATIONS, METRICS, RunLog, read_rows
 
 
@@ -17,7 +18,7 @@ def evaluation(step: int) -> dict[str, Any]:
 
 
 def write_run(folder: Path, start: int, steps: range) -> None:
-    with RunLog(folder, total_steps=9, start_step=start, tensorboard=False) as log:
+    with Lease(folder) as lease, RunLog(lease, total_steps=9, start_step=start, tensorboard=False) as log:
         for step in steps:
             log.advance()
             log.metrics(row(step))
@@ -36,7 +37,7 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_rows_can_be_read_while_the_run_goes_on(tmp_path: Path) -> None:
-    with RunLog(tmp_path, total_steps=9, start_step=0, tensorboard=False) as log:
+    with Lease(tmp_path) as lease, RunLog(lease, total_steps=9, start_step=0, tensorboard=False) as log:
         log.metrics(row(1))
         assert steps_of(tmp_path / METRICS) == [1]
 
@@ -80,6 +81,6 @@ def test_without_a_terminal_the_last_step_and_evaluations_are_printed(
 
 
 def test_a_note_is_printed_as_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with RunLog(tmp_path, total_steps=9, start_step=0, tensorboard=False) as log:
+    with Lease(tmp_path) as lease, RunLog(lease, total_steps=9, start_step=0, tensorboard=False) as log:
         log.note("[red]weights[/red] of " + "x" * 300)
     assert "[red]weights[/red] of " + "x" * 300 in capsys.readouterr().err

@@ -16,7 +16,7 @@ from model.memory.bank import PrototypeBank
 from model.memory.momentum import MomentumCopy
 from trainer.deepspeed_setup import prepare_deepspeed
 from trainer.distributed import free_port
-from trainer.partitions import MOMENTS, replace_rows, whole_moment, whole_weight
+from trainer.partitions import MOMENTS, own_moments, replace_rows, whole_weight
 
 WORLD, ROWS, STEPS, DECAY, LR = 2, 8, 6, 0.8, 0.05
 ANEW = torch.tensor([True, False, False, True, True])  # prototypes that are set anew after step 3
@@ -124,10 +124,23 @@ def engineered(zero: dict[str, Any], rank: int) -> dict[str, torch.Tensor]:
             now = whole_weight(engine, model.bank.prototypes)
             assert torch.equal(now[ANEW], anew[ANEW]), "visible before the next step"
     found |= {name: whole_weight(engine, parameter).clone() for name, parameter in model.named_parameters()}
-    found |= {moment: whole_moment(engine, model.bank.prototypes, moment) for moment in MOMENTS}
+    found |= {moment: whole_moment(engine, "bank.prototypes", moment) for moment in MOMENTS}
     found["partitioned"] = torch.tensor([hasattr(p, "ds_tensor") for p in model.momentum.parameters()])
     engine.destroy()
     return found | {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def whole_moment(engine: Any, name: str, moment: str) -> torch.Tensor:
+    """The (5, 3) moment of the prototypes from all ranks' spans, which must not overlap."""
+    whole = torch.full((15,), torch.nan)
+    everyone: list[Any] = [None] * WORLD
+    dist.all_gather_object(everyone, {key: span.clone() for key, span in own_moments(engine).items()})
+    for key, span in (item for own in everyone for item in own.items()):
+        start = int(key.rpartition("@")[2])
+        if key.startswith(f"{name}/{moment}@"):
+            assert whole[start : start + len(span)].isnan().all()
+            whole[start : start + len(span)] = span
+    return whole.view(5, 3)
 
 
 def measure(rank: int, port: int, folder: str) -> None:
