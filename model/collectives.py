@@ -47,7 +47,8 @@ class _GatherPacked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
         words = [_as_words(part) for part in parts]
-        everyone = _all_gather(torch.cat(words, dim=1)).split([word.shape[1] for word in words], dim=1)
+        widths = [word.shape[1] for word in words]
+        everyone = torch.split_with_sizes(_all_gather(torch.cat(words, dim=1)), widths, dim=1)
         gathered = [_from_words(word, part) for word, part in zip(everyone, parts, strict=True)]
         ctx.mark_non_differentiable(
             *(whole for whole, needed in zip(gathered, ctx.needs_input_grad, strict=True) if not needed)
@@ -59,7 +60,7 @@ class _GatherPacked(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         needed = [number for number, needs in enumerate(ctx.needs_input_grad) if needs]
-        own = iter(_sum_for_owners([grad_outputs[number] for number in needed]))
+        own = iter(sum_for_owners([grad_outputs[number] for number in needed]))
         return tuple(next(own).view(ctx.shapes[n]) if n in needed else None for n in range(len(grad_outputs)))
 
 
@@ -83,15 +84,19 @@ def _from_words(words: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return flat.view(len(words), *like.shape[1:])
 
 
-def _sum_for_owners(parts: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """(b * world_size, n) each -> (b, n): the sum over the ranks of what they hold for this rank's rows."""
-    widths = [part[0].numel() for part in parts]
-    packed = torch.cat([part.reshape(len(part), -1) for part in parts], dim=1)
+def sum_for_owners(parts: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """(b * world_size, ...) each -> (b, n): the sum over the ranks of what they hold for this rank's rows.
+
+    In one exchange and without gradient. The inverse of `gather_packed`.
+    """
+    flat = [part.reshape(len(part), -1) for part in parts]
+    if world_size() == 1:
+        return flat
+    packed = torch.cat(flat, dim=1)
     own = packed.new_empty((len(packed) // world_size(), packed.shape[1]))
     dist.reduce_scatter_single(own, packed)
-    return [
-        columns.to(part.dtype) for columns, part in zip(own.split(widths, dim=1), parts, strict=True)
-    ]
+    columns = torch.split_with_sizes(own, [part.shape[1] for part in flat], dim=1)
+    return [some.to(part.dtype) for some, part in zip(columns, parts, strict=True)]
 
 
 def average(values: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from model.frameworks import Framework
 from shards.loader import Position
 from trainer.config import Recipe
 from trainer.errors import RunError
@@ -91,9 +92,9 @@ def save_checkpoint(folder: Path, engine: Any, recipe: Recipe, progress: Progres
             whole = whole_moment(engine, parameter, moment)
             if main:
                 moments[f"{name}/{moment}"] = whole.cpu()
+    buffers = engine.module.whole_buffers()
     if main:
-        persistent = engine.module.state_dict()
-        weights |= {name: b.cpu() for name, b in engine.module.named_buffers() if name in persistent}
+        weights |= {name: buffer.cpu() for name, buffer in buffers.items()}
         state = {
             "format_version": FORMAT_VERSION,
             **asdict(progress),
@@ -211,6 +212,8 @@ def load_weights(
         for name, tensor in _load(checkpoint.path / WEIGHTS).items()
         if name.startswith(prefix)
     }
+    if isinstance(module, Framework):
+        theirs = module.own_part(theirs)
     if fine_tunes:
         own, theirs = (
             {name: value for name, value in side.items() if not name.startswith(OF_PAST_BATCHES)}

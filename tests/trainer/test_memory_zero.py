@@ -47,9 +47,9 @@ class Model(nn.Module):
         query = normalize(self.online(x), dim=1)
         with torch.no_grad():
             key = normalize(self.momentum.module(x), dim=1)
-        loss: torch.Tensor = (self.bank(query) * self.bank(key).softmax(dim=1)).sum() / len(x) - (
-            query * key
-        ).mean()
+        prototypes = self.bank()
+        agreement = (query @ prototypes.T) * (key @ prototypes.T).softmax(dim=1)
+        loss: torch.Tensor = agreement.sum() / len(x) - (query * key).mean()
         return loss
 
 
