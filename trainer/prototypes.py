@@ -21,10 +21,10 @@ def tend_prototypes(engine: Any, framework: Framework, step: int) -> None:
     if is_due(step, start, config.reestimate_every) and queue is not None and 2 * queue.filled >= config.count:
         points = queue.points(framework.encoders.embed_dim)
         renewed = reestimate(_whole(engine, bank), points, seed)
-        _renew(engine, bank, renewed, torch.ones_like(bank.last_used, dtype=torch.bool), step)
+        set_prototypes(engine, bank, renewed, torch.ones_like(bank.last_used, dtype=torch.bool), step)
     if is_due(step, start, config.reseed_after):
         dead = bank.dead(step, config.reseed_after)
-        _renew(engine, bank, reseed(_whole(engine, bank), bank.usage, dead, seed, step), dead, step)
+        set_prototypes(engine, bank, reseed(_whole(engine, bank), bank.usage, dead, seed, step), dead, step)
 
 
 def _whole(engine: Any, bank: PrototypeBank) -> torch.Tensor:
@@ -32,7 +32,11 @@ def _whole(engine: Any, bank: PrototypeBank) -> torch.Tensor:
     return whole_weight(engine, prototypes) if isinstance(prototypes, torch.nn.Parameter) else prototypes
 
 
-def _renew(engine: Any, bank: PrototypeBank, prototypes: torch.Tensor, rows: torch.Tensor, step: int) -> None:
+@torch.no_grad()
+def set_prototypes(
+    engine: Any, bank: PrototypeBank, prototypes: torch.Tensor, rows: torch.Tensor, step: int
+) -> None:
+    """Put (P, D) prototypes in the place of those of (P,) bool `rows`, learned or averaged ones."""
     if isinstance(bank.prototypes, torch.nn.Parameter):
         replace_rows(engine, bank.prototypes, prototypes, rows)
     else:
