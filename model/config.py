@@ -189,6 +189,10 @@ class PrototypeConfig(_Config):
     weight: float = Field(0.2, ge=0, description="of the term in the loss")
     start_step: int = Field(2200, ge=0, description="optimiser steps before the term starts")
     temperature: float = Field(0.1, gt=0, description="of the predictions")
+    update: Literal["gradient", "average"] = Field(
+        "gradient", description="prototypes are learned with the weights, or follow the mean of their samples"
+    )
+    decay: float = Field(0.99, ge=0, lt=1, description="average: share of itself that a prototype keeps a step")
     sinkhorn_iterations: int = Field(3, ge=1, description="of Sinkhorn-Knopp, which makes the assignments")
     sinkhorn_epsilon: float = Field(0.1, gt=0, description="temperature of the assignments")
     reestimate_every: int = Field(
@@ -203,6 +207,9 @@ class QueueConfig(_Config):
     """The queue of momentum embeddings."""
 
     size: int = Field(2048, ge=1, description="pairs kept, one global batch at least; 65536 suits large runs")
+    sharded: bool = Field(
+        False, description="each process keeps a part of the pairs and sends it round: less memory, more traffic"
+    )
 
 
 class MomentumConfig(_Config):

@@ -6,20 +6,22 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from model.collectives import gather, rank
+from model.collectives import gather_packed, rank
 from model.config import LossConfig, ModelConfig
 from model.encoders import DualEncoder
 from model.encodings import Encodings, Keys, Kind, concatenate, tensors
 from model.gradient_scale import GradientScale
 from model.losses.pairs import Memory, Pairs
 from model.memory.momentum import MomentumCopy, momentum_decay
-from model.memory.queue import MomentumQueue
+from model.memory.queue import SHARDED, MomentumQueue
 from model.step import Step, View
 from model.terms.build import build_terms, needs_memory
 from model.terms.prototypes import PrototypeTerm
 
 Part = Literal["step", "encode", "surrogate"]
 """Of a step: all of it, or what `trainer.gradient_cache` splits off."""
+
+_QUEUE = "queue."
 
 
 class Framework(nn.Module):
@@ -54,7 +56,7 @@ class Framework(nn.Module):
         if needs_memory(model, loss):
             self.momentum = MomentumCopy(encoders)
             kinds = 3 if model.has_consensus else 1
-            self.queue = MomentumQueue(loss.queue.size, kinds * encoders.embed_dim)
+            self.queue = MomentumQueue(loss.queue.size, kinds * encoders.embed_dim, loss.queue.sharded)
         self._entering: tuple[torch.Tensor, ...] | None = None
 
     @property
@@ -125,7 +127,22 @@ class Framework(nn.Module):
         step: int,
     ) -> dict[str, torch.Tensor]:
         """As `step`, of what `encode` gave of this rank's pairs."""
-        all_ids, all_valid = gather(torch.stack([image_ids, valid.to(image_ids.dtype)], dim=1)).unbind(dim=1)
+        kinds = encodings.kinds
+        embeddings, batch_keys, all_ids, all_valid = _gather_all(kinds, keys, image_ids, valid)
+        own, batch = (image_ids, valid), (all_ids, all_valid)
+        views = [
+            View(Pairs(*mine, *own), Pairs(*everyone, *batch), None)
+            for mine, everyone in zip(kinds, embeddings, strict=True)
+        ]
+        if keys is not None and self.queue is not None:
+            images, texts = (torch.cat(side, dim=1) for side in zip(*batch_keys, strict=True))
+            self._entering = (images, texts, all_ids, torch.arange(len(all_ids), device=all_ids.device), all_valid)
+            views = [
+                View(view.own, view.batch, Memory(Pairs(*key, *own), Pairs(*every_key, *batch), slots))
+                for view, key, every_key, slots in zip(
+                    views, keys, batch_keys, self.queue.kinds(len(kinds)), strict=True
+                )
+            ]
         now = Step(
             number=step,
             seed=self.seed,
@@ -133,7 +150,7 @@ class Framework(nn.Module):
             weight=valid * (len(all_valid) / all_valid.sum()),
             image=encodings.image,
             text=encodings.text,
-            views=self._views(encodings.kinds, keys, (image_ids, valid), (all_ids, all_valid.bool())),
+            views=views,
             concepts=encodings.concepts,
             queue_ready=None if self.queue is None else self.queue.ready(),
         )
@@ -172,34 +189,6 @@ class Framework(nn.Module):
                     loss = loss + term.weights[name] * value
         return {"loss": loss, **step.logs}
 
-    def _views(
-        self,
-        own: list[Kind],
-        keys: Keys,
-        of_own: tuple[torch.Tensor, torch.Tensor],
-        of_batch: tuple[torch.Tensor, torch.Tensor],
-    ) -> list[View]:
-        batch = _gather_kinds(own)
-        if keys is None or self.queue is None:
-            return [
-                View(Pairs(*mine, *of_own), Pairs(*everyone, *of_batch), None)
-                for mine, everyone in zip(own, batch, strict=True)
-            ]
-        batch_keys = _gather_kinds(keys)
-        ids, valid = of_batch
-        images, texts = (torch.cat(side, dim=1) for side in zip(*batch_keys, strict=True))
-        self._entering = (images, texts, ids, torch.arange(len(ids), device=ids.device), valid)
-        queue = self.queue
-        slots = zip(queue.images.chunk(len(own), dim=1), queue.texts.chunk(len(own), dim=1), strict=True)
-        return [
-            View(
-                Pairs(*mine, *of_own),
-                Pairs(*everyone, *of_batch),
-                Memory(Pairs(*key, *of_own), Pairs(*every_key, *of_batch), Pairs(*slot, queue.ids, queue.valid)),
-            )
-            for mine, everyone, key, every_key, slot in zip(own, batch, keys, batch_keys, slots, strict=True)
-        ]
-
     def advance(self, step: int) -> None:
         """Bring what is kept up to date, after the optimiser's step number `step`, from 0 on, was applied.
 
@@ -214,6 +203,27 @@ class Framework(nn.Module):
             self.queue.enter(images, texts, ids, positions, valid, step)
             self._entering = None
 
+    def whole_buffers(self) -> dict[str, torch.Tensor]:
+        """The buffers as a checkpoint holds them, the queue whole, on rank 0. All ranks call it together."""
+        persistent = self.state_dict()
+        state = {name: buffer for name, buffer in self.named_buffers() if name in persistent}
+        if self.queue is not None:
+            state = {name: buffer for name, buffer in state.items() if not name.startswith(_QUEUE)}
+            state |= {_QUEUE + name: buffer for name, buffer in self.queue.whole().items()}
+        return state
+
+    def own_part(self, whole: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What this rank keeps of a checkpoint's tensors: its slots where the queue is sharded."""
+        if self.queue is None:
+            return whole
+        of_queue = {name.removeprefix(_QUEUE): t for name, t in whole.items() if name.startswith(_QUEUE)}
+        return whole | {_QUEUE + name: tensor for name, tensor in self.queue.own_part(of_queue).items()}
+
+    def replicated_buffers(self) -> dict[str, torch.Tensor]:
+        """The buffers that have the same bits on every rank: all but the vectors of a sharded queue."""
+        own = {_QUEUE + name for name in SHARDED} if self.loss.queue.sharded else set()
+        return {name: buffer for name, buffer in self.named_buffers() if name not in own}
+
     def restart(self) -> None:
         """Begin on other data: the weights stay, what was kept of past batches goes. Before the engine is made."""
         for term in self._terms.values():
@@ -224,8 +234,12 @@ class Framework(nn.Module):
             self.queue.clear()
 
 
-def _gather_kinds(kinds: list[Kind]) -> list[Kind]:
-    """(b, D) of all kinds and both sides -> (G, D), in one exchange."""
-    sides = [side for kind in kinds for side in kind]
-    parts = gather(torch.cat(sides, dim=1)).chunk(len(sides), dim=1)
-    return list(zip(parts[::2], parts[1::2], strict=True))
+def _gather_all(
+    kinds: list[Kind], keys: list[Kind] | None, ids: torch.Tensor, valid: torch.Tensor
+) -> tuple[list[Kind], list[Kind], torch.Tensor, torch.Tensor]:
+    """What all ranks have of what this one has, in one exchange: b rows each become G."""
+    embeddings = [side for kind in kinds for side in kind]
+    of_keys = [side for kind in keys or [] for side in kind]
+    *sides, all_ids, all_valid = gather_packed(*embeddings, *of_keys, ids, valid)
+    pairs = list(zip(sides[::2], sides[1::2], strict=True))
+    return pairs[: len(kinds)], pairs[len(kinds) :], all_ids, all_valid

@@ -2,22 +2,20 @@
 
 import torch
 
-from model.collectives import gather
-
 
 @torch.no_grad()
 def sinkhorn(scores: torch.Tensor, valid: torch.Tensor, epsilon: float, iterations: int) -> torch.Tensor:
-    """(..., b, P) scores of this rank's samples -> (..., b, P) assignments, each sample's summing to 1.
+    """(..., G, P) scores of the global batch -> (..., G, P) assignments, each sample's summing to 1.
 
     Starts from `exp(scores / epsilon)`. An iteration first scales every prototype to an equal share of the
     mass, then every sample; it ends with the samples, so their sums are exact and the prototypes' are
     approached: the order and the last step of SwAV (Caron et al., NeurIPS 2020, arXiv 2006.09882, section
     3.1). Constant factors cancel in that last step and are left out. In the log domain (ours), so nothing
-    overflows; a prototype's sum runs over all ranks, in one exchange of P numbers an iteration.
+    overflows. Every rank computes all of it, from embeddings that are gathered anyway: no exchange.
 
     Args:
         scores: float, of any size; float32 at least is computed in and returned.
-        valid: (b,) bool. Other samples carry no mass, and their assignments are 0.
+        valid: (G,) bool. Other samples carry no mass, and their assignments are 0.
         epsilon: regularisation, in units of the scores; smaller is closer to one prototype a sample.
         iterations: one at least.
     """
@@ -25,7 +23,7 @@ def sinkhorn(scores: torch.Tensor, valid: torch.Tensor, epsilon: float, iteratio
     rows = valid.unsqueeze(-1)
     log_q = (scores.to(dtype) / epsilon).masked_fill(~rows, -torch.inf)
     for _ in range(iterations):
-        mass = gather(log_q.logsumexp(dim=-2).unsqueeze(0)).logsumexp(dim=0)
+        mass = log_q.logsumexp(dim=-2)
         # a batch without any valid sample has no mass to share out
         log_q = log_q - mass.masked_fill(mass == -torch.inf, 0).unsqueeze(-2)
         log_q = log_q - log_q.logsumexp(dim=-1, keepdim=True).masked_fill(~rows, 0)

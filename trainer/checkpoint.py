@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from model.frameworks import Framework
 from shards.loader import Position
 from trainer.config import Recipe
 from trainer.errors import RunError
@@ -254,6 +255,8 @@ def load_weights(
         for name, tensor in _load(checkpoint.path / WEIGHTS).items()
         if name.startswith(prefix)
     }
+    if isinstance(module, Framework):
+        theirs = module.own_part(theirs)
     if fine_tunes:
         own, theirs = (
             {name: value for name, value in side.items() if not name.startswith(OF_PAST_BATCHES)}

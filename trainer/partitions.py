@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from model.frameworks import Framework
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -51,10 +53,12 @@ def own_weights(engine: Any) -> dict[str, torch.Tensor]:
                 own[f"{name}@{start}"] = parameter.ds_tensor.view(-1)[:count]
             elif count:
                 own[name] = parameter.ds_tensor.view(-1)[:count].view(parameter.ds_shape)
-    if rank == 0:
-        persistent = module.state_dict().keys() - own.keys()
-        own |= {name: buffer for name, buffer in module.named_buffers() if name in persistent}
-    return own
+    if isinstance(module, Framework):
+        buffers = module.whole_buffers()
+    else:
+        persistent = module.state_dict().keys()
+        buffers = {name: buffer for name, buffer in module.named_buffers() if name in persistent}
+    return own | buffers if rank == 0 else own
 
 
 def own_moments(engine: Any) -> dict[str, torch.Tensor]:

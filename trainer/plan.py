@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from model.config import ModelConfig
+from model.memory.clustering import check_points
 from model.memory.queue import check_queue_size
-from model.terms.build import needs_memory, relates, relation_group
+from model.terms.build import clusters, needs_memory, relates, relation_group
 from shards.loader import steps_per_epoch
 from shards.manifest import IMAGE, REGIONS, Manifest, read_manifest
 from shards.storage.cache import Cache, default_directory
@@ -26,6 +27,7 @@ FIXED = (
     "data.mix",
     "data.last_batch",
     "data.global_batch_size",
+    "loss.prototypes.update",
     "run.seed",
     "run.init_from",
 )
@@ -232,6 +234,8 @@ def _check_batch(recipe: Recipe, train: TrainingSet, processes: int) -> None:
     _check_micro_batch(recipe, batch // processes)
     if needs_memory(recipe.model, recipe.loss):
         check_queue_size(recipe.loss.queue.size, batch)
+        if clusters(recipe.model, recipe.loss):
+            check_points(recipe.loss.queue.size, recipe.loss.prototypes.count)
 
 
 def _check_micro_batch(recipe: Recipe, share: int) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from model.frameworks import Framework
 from trainer.errors import RunError
 
 _CHUNK = 2**20
@@ -36,8 +37,12 @@ def hash_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def shared_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """All parameters and buffers that every rank holds whole, by name: under ZeRO-3 a weight exists once."""
-    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    """All parameters and buffers that every rank holds whole, by name.
+
+    Under ZeRO-3 a weight exists once, and so does what a sharded queue holds.
+    """
+    buffers = module.replicated_buffers() if isinstance(module, Framework) else dict(module.named_buffers())
+    named = {**dict(module.named_parameters()), **buffers}
     return {name: tensor for name, tensor in named.items() if not hasattr(tensor, "ds_tensor")}
 
 

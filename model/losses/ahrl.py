@@ -10,7 +10,7 @@ import torch
 
 from model.config import AhrlConfig
 from model.losses.mining import TILE_ENTRIES, Found, mine
-from model.losses.pairs import Memory, Pairs
+from model.losses.pairs import Memory, Pairs, Slots
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def ahrl(
     step: int | torch.Tensor,
     tile_entries: int = TILE_ENTRIES,
 ) -> AhrlResult:
-    """AHRL over the global batch and the queue, both directions; calls no collective.
+    """AHRL over the global batch and the queue, both directions; all ranks call it together.
 
     For the image v_i of a pair, s+ its similarity with its text, and the same for the text:
 
@@ -81,17 +81,24 @@ def ahrl(
     images, texts = own.images.to(dtype), own.texts.to(dtype)
     match = (images * texts).sum(dim=1)
     queue = None if memory is None else memory.queue
+    by_images, by_texts = mined.by_images, mined.by_texts
+    image_candidates = text_candidates = None
+    if queue is not None and by_images.candidate is not None and by_texts.candidate is not None:
+        found = queue.look_up(by_texts.candidate, by_images.candidate)
+        image_candidates, text_candidates = (rows.to(dtype) for rows in found)
     sides = (
-        _levels(images, match, batch.texts, None if queue is None else queue.texts, mined.by_images, config),
-        _levels(texts, match, batch.images, None if queue is None else queue.images, mined.by_texts, config),
+        _levels(images, match, batch.texts, text_candidates, by_images, config),
+        _levels(texts, match, batch.images, image_candidates, by_texts, config),
     )
     hard, candidate, penalty = (image + text for image, text in zip(*sides, strict=True))
     pair = mining = torch.zeros_like(match)
-    if config.pair and queue is not None:
+    if config.pair and queue is not None and image_candidates is not None and text_candidates is not None:
         # both directions compare the same two candidates
-        pair = 2 * _pair_level(match, queue, mined.by_texts, mined.by_images, config.candidate_margin)
-    if mined.by_images.soft is not None and mined.by_texts.soft is not None and queue is not None:
-        mining = mined.by_images.soft.loss(images) + mined.by_texts.soft.loss(texts)
+        between = (image_candidates * text_candidates).sum(dim=1)
+        violation = (config.candidate_margin + between - match).clamp(min=0)
+        pair = 2 * torch.where(_are_a_pair_of_candidates(queue, by_texts, by_images), violation, 0)
+    if by_images.soft is not None and by_texts.soft is not None and queue is not None:
+        mining = by_images.soft.loss(images) + by_texts.soft.loss(texts)
         mining = torch.where(queue.valid.any(), mining, 0)
     hard, candidate, pair, mining, penalty = (
         torch.where(own.valid, value, 0) for value in (hard, candidate, pair, mining, penalty)
@@ -112,16 +119,16 @@ def _levels(
     anchors: torch.Tensor,
     match: torch.Tensor,
     items: torch.Tensor,
-    keys: torch.Tensor | None,
+    candidates: torch.Tensor | None,
     found: Found,
     config: AhrlConfig,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One direction's `w l1`, `l2` and `w`, each (b,)."""
+    """One direction's `w l1`, `l2` and `w`, each (b,); (b, D) candidates where they are asked for."""
     negative = _similarity(anchors, items, found.hardest)
     penalty = torch.ones_like(match)
     candidate = torch.zeros_like(match)
-    if keys is not None and found.candidate is not None and found.has_candidate is not None:
-        nearest = _similarity(anchors, keys.detach(), found.candidate)
+    if candidates is not None and found.has_candidate is not None:
+        nearest = (anchors * candidates).sum(dim=1)
         if config.adaptive:
             weight = (config.beta - (nearest - negative) / config.alpha).clamp(0, config.max_penalty).detach()
             penalty = torch.where(found.has_candidate & found.has_hardest, weight, 1)
@@ -138,16 +145,11 @@ def _similarity(anchors: torch.Tensor, items: torch.Tensor, rows: torch.Tensor) 
     return (anchors * items.index_select(0, rows).to(anchors.dtype)).sum(dim=1)
 
 
-def _pair_level(
-    match: torch.Tensor, queue: Pairs, by_texts: Found, by_images: Found, margin: float
-) -> torch.Tensor:
-    """`[margin + s(v_d, t_c) - s+]_+`, (b,): no two candidates may look more matched than the true pair."""
-    if by_texts.candidate is None or by_images.candidate is None:
-        return torch.zeros_like(match)
+def _are_a_pair_of_candidates(queue: Slots, by_texts: Found, by_images: Found) -> torch.Tensor:
+    """(b,) bool, where both sides have a candidate, and the two are not annotated as a match."""
+    assert by_texts.candidate is not None
+    assert by_images.candidate is not None
     assert by_texts.has_candidate is not None
     assert by_images.has_candidate is not None
-    images = queue.images.detach().index_select(0, by_texts.candidate).to(match.dtype)
-    between = _similarity(images, queue.texts.detach(), by_images.candidate)
     annotated = queue.ids.index_select(0, by_texts.candidate) == queue.ids.index_select(0, by_images.candidate)
-    counts = by_texts.has_candidate & by_images.has_candidate & ~annotated
-    return torch.where(counts, (margin + between - match).clamp(min=0), 0)
+    return by_texts.has_candidate & by_images.has_candidate & ~annotated

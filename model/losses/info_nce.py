@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import torch
 
-from model.losses.tiles import Keys, full_precision, logsumexp_over_keys
+from model.losses.tiles import Keys, KeyStream, full_precision, logsumexp_over_keys
 
 
 def info_nce(
     anchors: torch.Tensor,
     ids: torch.Tensor,
     positives: torch.Tensor,
-    keys: Sequence[Keys],
+    keys: Sequence[Keys | KeyStream],
     scale: torch.Tensor | float,
     targets: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -29,7 +29,7 @@ def info_nce(
         anchors: (b, D) normalised.
         ids: (b,) int64.
         positives: (b, D) normalised, the anchors' matches.
-        keys: (K, D) normalised each, with or without gradient.
+        keys: (K, D) normalised each, with or without gradient, or in blocks.
         scale: the temperature's inverse, a number or a tensor of no dimension.
         targets: (b, D), by default the positives.
     """

@@ -142,12 +142,13 @@ def mine(
         by_texts.look_at_batch(items.images, no_negative, first)
 
     if memory is not None and (agreed is not None or config.draws_candidates):
-        for first, last in _tiles(len(memory.queue), len(own), tile_entries):
-            keys = memory.queue.part(first, last, dtype)
-            excluded = (own.ids.unsqueeze(1) == keys.ids) | ~keys.valid
-            soft_or_none = None if agreed is None else agreed.soft_positives(keys, excluded)
-            by_images.look_at_keys(keys.texts, excluded, soft_or_none, first)
-            by_texts.look_at_keys(keys.images, excluded, soft_or_none, first)
+        for start, block in memory.queue.blocks():
+            for first, last in _tiles(len(block), len(own), tile_entries):
+                keys = block.part(first, last, dtype)
+                excluded = (own.ids.unsqueeze(1) == keys.ids) | ~keys.valid
+                soft_or_none = None if agreed is None else agreed.soft_positives(keys, excluded)
+                by_images.look_at_keys(keys.texts, excluded, soft_or_none, start + first)
+                by_texts.look_at_keys(keys.images, excluded, soft_or_none, start + first)
 
     return Mined(
         by_images.found(keys_of(positions, seed, step, 0)),

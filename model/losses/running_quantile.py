@@ -7,8 +7,6 @@ right from the first step on, and a change of scale in the middle of training is
 import torch
 from torch import nn
 
-from model.collectives import average
-
 BINS = 2048
 """Of equal width over [-1, 1]; within a bin the quantile is interpolated."""
 _RESOLUTION = 2**40
@@ -53,8 +51,8 @@ class RunningQuantile(nn.Module):
 
     @torch.no_grad()
     def update(self, counts: torch.Tensor) -> None:
-        """Take in this rank's counts (BINS,) of a step. All ranks call it together; no values change nothing."""
-        everyone = average(counts.double())
+        """Take in the counts (BINS,) of a step, of all ranks together or their mean; no values change nothing."""
+        everyone = counts.double()
         total = everyone.sum()
         share = (everyone / total.clamp(min=torch.finfo(torch.float64).tiny)).to(self.histogram.dtype)
         mixed = self.decay * self.histogram + (1 - self.decay) * share

@@ -8,7 +8,7 @@ tiles anew. Values and gradients are exact.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -24,6 +24,13 @@ class Keys(NamedTuple):
     """(K,) int64; no key is a negative of an anchor of its id"""
     valid: torch.Tensor
     """(K,) bool, False where a row holds nothing: it counts for no anchor"""
+
+
+class KeyStream(Protocol):
+    """Keys without gradient that come block by block, such as those of a queue that ranks share out."""
+
+    def blocks(self) -> Iterator[Keys]:
+        """All keys once; every rank reads to the end, together with the others."""
 
 
 class Activation(NamedTuple):
@@ -71,11 +78,14 @@ def tiles_of_row(
         yield columns, vectors, similarities(anchors, ids, vectors, some)
 
 
-def logsumexp_over_keys(queries: torch.Tensor, ids: torch.Tensor, keys: Keys) -> torch.Tensor:
+def logsumexp_over_keys(queries: torch.Tensor, ids: torch.Tensor, keys: Keys | KeyStream) -> torch.Tensor:
     """`log sum_j exp(q_i . k_j)` over the keys of other ids: (b, D), (b,) -> (b,); minus infinity without any.
 
     Gradients to `queries` and `keys.vectors`. Queries come multiplied by the temperature's inverse.
     """
+    if not isinstance(keys, Keys):
+        streamed: torch.Tensor = _StreamedLogSumExp.apply(_watched(queries), ids, keys)  # type: ignore[no-untyped-call]
+        return streamed
     result: torch.Tensor = _LogSumExp.apply(_watched(queries), ids, *keys)  # type: ignore[no-untyped-call]
     return result
 
@@ -96,6 +106,36 @@ def _watched(rows: torch.Tensor) -> torch.Tensor:
     return rows if torch.is_grad_enabled() else rows.detach()
 
 
+class _Softmax:
+    """What the tiles of (b, D) queries add up to: the sum of exponentials, and the softmax's mean of the keys."""
+
+    def __init__(self, queries: torch.Tensor, with_mean: bool) -> None:
+        self.highest = queries.new_full((len(queries),), -torch.inf)
+        self.total = torch.zeros_like(self.highest)
+        self.mean = torch.zeros_like(queries) if with_mean else None
+
+    def add(self, queries: torch.Tensor, ids: torch.Tensor, keys: Keys) -> None:
+        rows_size, columns_size = tile_shape(queries.device)
+        for rows in spans(len(queries), rows_size):
+            for _, some, logits in tiles_of_row(queries[rows], ids[rows], keys, columns_size):
+                before = self.highest[rows]
+                highest = torch.maximum(before, logits.amax(dim=1))
+                finite = highest.masked_fill(highest == -torch.inf, 0)
+                weights = logits.sub_(finite.unsqueeze(1)).exp_()
+                shrink = (before - finite).exp_()
+                self.total[rows] = self.total[rows] * shrink + weights.sum(dim=1)
+                if self.mean is not None:
+                    self.mean[rows].mul_(shrink.unsqueeze(1)).addmm_(weights, some)
+                self.highest[rows] = highest
+
+    def close(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(b,) the logarithm of the sum, and (b, D) the mean, which is its gradient to the queries."""
+        if self.mean is not None:
+            # the largest logit alone adds 1, so less means that there was no key
+            self.mean.div_(self.total.clamp(min=1).unsqueeze(1))
+        return self.highest + self.total.log(), self.mean
+
+
 class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -107,25 +147,9 @@ class _LogSumExp(torch.autograd.Function):
         valid: torch.Tensor,
     ) -> torch.Tensor:
         keys = Keys(vectors, key_ids, valid)
-        rows_size, columns_size = tile_shape(queries.device)
-        result = queries.new_empty(len(queries))
-        # the softmax's mean of the keys, which is the gradient to the query
-        mean = torch.zeros_like(queries) if ctx.needs_input_grad[0] else None
-        for rows in spans(len(queries), rows_size):
-            highest = queries.new_full((rows.stop - rows.start,), -torch.inf)
-            total = torch.zeros_like(highest)
-            for _, some, logits in tiles_of_row(queries[rows], ids[rows], keys, columns_size):
-                before, highest = highest, torch.maximum(highest, logits.amax(dim=1))
-                finite = highest.masked_fill(highest == -torch.inf, 0)
-                weights = logits.sub_(finite.unsqueeze(1)).exp_()
-                shrink = (before - finite).exp_()
-                total.mul_(shrink).add_(weights.sum(dim=1))
-                if mean is not None:
-                    mean[rows].mul_(shrink.unsqueeze(1)).addmm_(weights, some)
-            result[rows] = highest + total.log()
-            if mean is not None:
-                # the largest logit alone adds 1, so less means that there was no key
-                mean[rows].div_(total.clamp_(min=1).unsqueeze(1))
+        softmax = _Softmax(queries, with_mean=ctx.needs_input_grad[0])
+        softmax.add(queries, ids, keys)
+        result, mean = softmax.close()
         ctx.save_for_backward(queries, ids, *keys, result, mean)
         return result
 
@@ -140,6 +164,23 @@ class _LogSumExp(torch.autograd.Function):
             shift = -result.masked_fill(result == -torch.inf, 0)
             to_keys = _gradient_to_keys(grad, queries, shift, ids, Keys(*key_parts), torch.Tensor.exp_)
         return to_queries, None, to_keys, None, None
+
+
+class _StreamedLogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, queries: torch.Tensor, ids: torch.Tensor, stream: KeyStream) -> torch.Tensor:
+        softmax = _Softmax(queries, with_mean=ctx.needs_input_grad[0])
+        for keys in stream.blocks():
+            softmax.add(queries, ids, keys)
+        result, mean = softmax.close()
+        ctx.save_for_backward(mean)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (mean,) = ctx.saved_tensors
+        return mean * grad.unsqueeze(1), None, None
 
 
 class _Sum(torch.autograd.Function):

@@ -1,9 +1,17 @@
 """The queue: one ring of the last M pairs' momentum embeddings, both modalities side by side."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
+from model.collectives import rank
 from model.errors import ModelError
+from model.losses.pairs import Pairs, Slots
+from model.memory.sharded import ShardedPairs, on_first, span
+
+SHARDED = ("images", "texts")
+"""The buffers of which a rank holds its slots alone, where the queue is sharded."""
 
 
 def check_queue_size(size: int, global_batch_size: int) -> None:
@@ -18,9 +26,10 @@ def check_queue_size(size: int, global_batch_size: int) -> None:
 class MomentumQueue(nn.Module):
     """M slots of image and text embeddings with what masks need to know of them, oldest overwritten first.
 
-    Pairs enter in the order of the global batch, so every rank holds the same queue at any world size. The
-    state is in buffers alone, checkpoints save it, and nothing in it waits for the device. Queues of
-    momentum keys are MoCo's (He et al., CVPR 2020); one ring for both modalities is ours.
+    Pairs enter in the order of the global batch, so every rank holds the same queue at any world size, or, where it
+    is sharded, its span of the slots' embeddings and the rest whole. The state is in buffers alone, and nothing in
+    it waits for the device. Queues of momentum keys are MoCo's (He et al., CVPR 2020); one ring for both modalities
+    is ours.
     """
 
     images: torch.Tensor
@@ -31,13 +40,16 @@ class MomentumQueue(nn.Module):
     filled: torch.Tensor
     head: torch.Tensor
 
-    def __init__(self, size: int, embed_dim: int) -> None:
-        """`size` is M; no batch need divide it."""
+    def __init__(self, size: int, embed_dim: int, sharded: bool = False) -> None:
+        """`size` is M; neither a batch nor the ranks need divide it."""
         super().__init__()
         if size < 1:
             raise ModelError(f"loss.queue.size: {size} holds no pair; set it to one global batch at least")
-        self.register_buffer("images", torch.zeros(size, embed_dim))
-        self.register_buffer("texts", torch.zeros(size, embed_dim))
+        self.sharded = sharded
+        self.own = span(size, rank()) if sharded else slice(0, size)
+        held = self.own.stop - self.own.start
+        self.register_buffer("images", torch.zeros(held, embed_dim))
+        self.register_buffer("texts", torch.zeros(held, embed_dim))
         self.register_buffer("ids", torch.full((size,), -1))
         self.register_buffer("positions", torch.full((size,), -1))  # each in the global batch it came with
         self.register_buffer("steps", torch.full((size,), -1))  # at which each entered
@@ -57,10 +69,40 @@ class MomentumQueue(nn.Module):
         """() bool, True once every slot is filled: a term that waits for the queue is multiplied by it."""
         return self.filled >= self.size
 
-    def embeddings(self) -> torch.Tensor:
-        """(2n, D) images and then texts of the n filled slots. Waits for the device."""
+    def kinds(self, number: int) -> list[Slots]:
+        """The slots as losses read them, each with one of the kinds of embedding that lie side by side."""
+        sides = zip(self.images.chunk(number, dim=1), self.texts.chunk(number, dim=1), strict=True)
+        share = ShardedPairs if self.sharded else Pairs
+        return [share(images, texts, self.ids, self.valid) for images, texts in sides]
+
+    def points(self, width: int) -> torch.Tensor | None:
+        """(2n, width) images and then texts of the n filled slots, their first kind of embedding, on rank 0.
+
+        The others may get None. All ranks call it together. Waits for the device.
+        """
         filled = int(self.filled)
-        return torch.cat([self.images[:filled], self.texts[:filled]])
+        if not self.sharded:
+            return torch.cat([self.images[:filled, :width], self.texts[:filled, :width]])
+        sides = [on_first(side[:, :width], self.size) for side in (self.images, self.texts)]
+        found = [side[:filled] for side in sides if side is not None]
+        return torch.cat(found) if found else None
+
+    def whole(self) -> dict[str, torch.Tensor]:
+        """The state as a checkpoint holds it, all slots in order, on rank 0. All ranks call it together."""
+        state = dict(self.named_buffers())
+        if self.sharded:
+            for name in SHARDED:
+                side = on_first(state.pop(name), self.size)
+                if side is not None:
+                    state[name] = side
+        return state
+
+    def own_part(self, whole: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What this rank keeps of a `whole` state; of a queue of another size it is left as it is."""
+        return {
+            name: tensor[self.own] if name in SHARDED and len(tensor) == self.size else tensor
+            for name, tensor in whole.items()
+        }
 
     @torch.no_grad()
     def clear(self) -> None:
@@ -89,20 +131,29 @@ class MomentumQueue(nn.Module):
             step: the optimiser step that this batch was trained on.
         """
         assert len(ids) <= self.size, "check_queue_size refuses such a recipe"
-        entered = valid.cumsum(dim=0)
-        # the invalid come after all valid, onto slots of their own whose contents they put back: no two rows
-        # write one slot, and the number of valid ones is not needed here
-        place = torch.where(valid, entered - 1, entered[-1] + (~valid).cumsum(dim=0) - 1)
-        slots = (self.head + place) % self.size
-        new_steps = torch.full_like(ids, step)
-        for ring, rows in (
-            (self.images, images),
-            (self.texts, texts),
-            (self.ids, ids),
-            (self.positions, positions),
-            (self.steps, new_steps),
-        ):
-            takes = valid.view(-1, *[1] * (ring.ndim - 1))
-            ring.index_copy_(0, slots, torch.where(takes, rows.to(ring.dtype), ring[slots]))
-        self.head.copy_((self.head + entered[-1]) % self.size)
-        self.filled.copy_((self.filled + entered[-1]).clamp(max=self.size))
+        entered = valid.sum()
+        batch = torch.arange(len(ids), device=ids.device)
+        order = (~valid).to(torch.uint8).argsort(stable=True)  # the valid ones first
+        # the slots after the last of the valid ones get back what they hold: their number is not needed here
+        slots = (self.head + batch) % self.size
+        _write(self.ids, slots, ids, order, batch < entered)
+        _write(self.positions, slots, positions, order, batch < entered)
+        _write(self.steps, slots, torch.full_like(ids, step), order, batch < entered)
+        if self.sharded:
+            own = torch.arange(self.own.start, self.own.stop, device=ids.device)
+            place = (own - self.head) % self.size
+            slots, order, takes = own - self.own.start, order[place.clamp(max=len(ids) - 1)], place < entered
+        else:
+            takes = batch < entered
+        _write(self.images, slots, images, order, takes)
+        _write(self.texts, slots, texts, order, takes)
+        self.head.copy_((self.head + entered) % self.size)
+        self.filled.copy_((self.filled + entered).clamp(max=self.size))
+
+
+def _write(
+    ring: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor, order: torch.Tensor, takes: torch.Tensor
+) -> None:
+    """Slot `slots[i]` takes row `order[i]` where `takes[i]`; no two slots are the same."""
+    chosen = takes.view(-1, *[1] * (ring.ndim - 1))
+    ring.index_copy_(0, slots, torch.where(chosen, rows[order].to(ring.dtype), ring[slots]))

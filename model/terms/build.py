@@ -59,6 +59,10 @@ def needs_memory(model: ModelConfig, loss: LossConfig) -> bool:
     levels = ahrl.draws_candidates or ahrl.mining
     mines = model.framework in ("amsps", "aahr+amsps") and ahrl.weight > 0 and levels
     contrasts = model.framework in ("aahr", "aahr+amsps") and loss.momentum_contrast.weight > 0
+    return mines or contrasts or clusters(model, loss)
+
+
+def clusters(model: ModelConfig, loss: LossConfig) -> bool:
+    """Whether prototypes are re-estimated from the queue."""
     bank = loss.prototypes
-    clusters = model.framework in ("aahr", "aahr+amsps") and bank.weight > 0 and bank.reestimate_every > 0
-    return mines or contrasts or clusters
+    return model.framework in ("aahr", "aahr+amsps") and bank.weight > 0 and bank.reestimate_every > 0

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from model.collectives import average
 from model.config import AhrlConfig, BaseLossConfig, ConsensusLossConfig
 from model.losses.ahrl import ahrl
 from model.losses.consensus import concept_divergence, consensus_loss
@@ -51,9 +52,6 @@ class HingeRanker(nn.Module):
             anchors, ids, positives, keys, config.margin, noise, config.cutoff, config.density_dimension
         )
 
-    def advance(self) -> None:
-        """Nothing is kept."""
-
     def restart(self) -> None:
         """Nothing is kept."""
 
@@ -66,7 +64,8 @@ class AhrlRanker(nn.Module):
         super().__init__()
         self.config, self.warm_up = config, warm_up
         self.agreement = RunningQuantile(config.quantile, config.quantile_decay)
-        self._counts: torch.Tensor | None = None
+        self.counts: torch.Tensor | None = None
+        """(BINS,) of this rank's pairs in the last step."""
 
     def forward(self, view: View, step: Step) -> torch.Tensor:
         """-> (b,), both directions added; what its levels gave goes to the log."""
@@ -84,17 +83,11 @@ class AhrlRanker(nn.Module):
             seed=step.seed,
             step=step.number,
         )
-        self._counts = None if memory is None else result.agreement_counts
+        self.counts = result.agreement_counts if memory is not None and self.config.mining else None
         if view is step.views[0]:
             for name in ("hard", "candidate", "pair", "mining", "penalty", "soft_positives"):
                 step.logs[f"ahrl_{name}"] = step.mean(getattr(result, name))
         return result.loss
-
-    def advance(self) -> None:
-        """Let the quantile follow what the last step saw."""
-        if self._counts is not None:
-            self.agreement.update(self._counts)
-            self._counts = None
 
     def restart(self) -> None:
         """Forget the agreement of other data."""
@@ -124,9 +117,15 @@ class RankingTerm(Term):
         return {self.name: step.mean(consensus_loss(fused, instance, consensus, divergence, self.config))}
 
     def advance(self, _step: int) -> None:
-        for ranker in self.rankers:
-            assert isinstance(ranker, HingeRanker | AhrlRanker)
-            ranker.advance()
+        """Let the quantiles follow what all ranks saw in the last step, in one exchange."""
+        seen = [(ranker, ranker.counts) for ranker in self.rankers if isinstance(ranker, AhrlRanker)]
+        counted = [(ranker, counts.double()) for ranker, counts in seen if counts is not None]
+        if not counted:
+            return
+        everyone = average(torch.stack([counts for _, counts in counted]))
+        for (ranker, _), counts in zip(counted, everyone, strict=True):
+            ranker.agreement.update(counts)
+            ranker.counts = None
 
     def restart(self) -> None:
         for ranker in self.rankers:

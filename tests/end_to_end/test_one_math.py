@@ -16,6 +16,7 @@ from tests.end_to_end.conftest import TINY, WHOLE, Itm, data_of, losses, whole_o
 
 pytestmark = pytest.mark.slow
 
+SHARDED = "loss.queue.sharded=true"
 STEPS = 12  # 2 epochs of 100 // 16
 
 
@@ -30,14 +31,27 @@ def test_the_loss_falls(reference: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("processes", "stage", "workers"),
-    [(1, 1, 0), (1, 2, 2), (1, 3, 0), (2, 0, 2), (2, 1, 0), (2, 2, 0), (2, 3, 0), (4, 2, 0)],
+    ("processes", "stage", "workers", "sharded"),
+    [
+        (1, 1, 0, False),
+        (1, 2, 2, False),
+        (1, 3, 0, False),
+        (2, 0, 2, True),
+        (2, 1, 0, False),
+        (2, 2, 0, False),
+        (2, 3, 0, True),
+        (4, 2, 0, True),
+    ],
 )
-def test_processes_stages_and_workers_change_nothing(
-    itm: Itm, demo: Path, whole: Path, tmp_path: Path, processes: int, stage: int, workers: int
+def test_processes_stages_workers_and_a_queue_in_parts_change_nothing(
+    itm: Itm, demo: Path, whole: Path, tmp_path: Path, processes: int, stage: int, workers: int, sharded: bool
 ) -> None:
     run = tmp_path / "run"
-    settings = (f"engine.zero_stage={stage}", f"data.workers={workers}")
+    settings = (
+        f"engine.zero_stage={stage}",
+        f"data.workers={workers}",
+        f"loss.queue.sharded={str(sharded).lower()}",
+    )
     itm("train", WHOLE, f"run.dir={run}", *whole_of(demo), *settings, "--processes", processes)
     agrees(run, whole)
 
@@ -88,7 +102,7 @@ def test_killed_and_resumed_on_other_processes_and_another_stage(
     # as a background job of a script runs: with SIGINT ignored
     background = ["bash", "-c", 'trap "" INT; exec "$@"', "bash"]
     process = subprocess.Popen(
-        [*background, *itm_command(*arguments, "engine.zero_stage=2", "--processes", 2)],
+        [*background, *itm_command(*arguments, "engine.zero_stage=2", SHARDED, "--processes", 2)],
         cwd=REPOSITORY,
         env=ENVIRONMENT,
         stderr=subprocess.DEVNULL,

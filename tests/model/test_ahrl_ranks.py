@@ -41,7 +41,7 @@ def train(number: int, world: int) -> dict[str, torch.Tensor]:
         everyone = Pairs(gather(mine.images), gather(mine.texts), memory.batch.ids, memory.batch.valid)
         positions = torch.arange(PAIRS)[own]
         result = ahrl(mine, everyone, positions, memory, running.value, CONFIG, seed=3, step=step)
-        running.update(result.agreement_counts)
+        running.update(average(result.agreement_counts.double()))
     # an engine averages the gradients of the ranks
     loss = result.loss.mean()
     grads = torch.autograd.grad(loss / world, (images, texts))

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import normalize
 
 from model.errors import ModelError
-from model.memory.clustering import is_due, reestimate, reseed
+from model.memory.clustering import check_points, is_due, reestimate, reseed
 
 
 def unit_rows(rows: int, width: int, seed: int) -> torch.Tensor:
@@ -74,9 +74,10 @@ def test_an_empty_cluster_takes_part_of_a_large_one() -> None:
     assert nearest.min() > 20
 
 
-def test_fewer_points_than_prototypes_is_a_users_error() -> None:
+def test_a_queue_too_small_for_the_prototypes_is_a_users_error() -> None:
+    check_points(2, 4)
     with pytest.raises(ModelError, match="holds 4 embeddings, fewer than the 5 prototypes"):
-        reestimate(unit_rows(5, 3, 0), unit_rows(4, 3, 1), seed=0)
+        check_points(2, 5)
 
 
 DEAD = torch.tensor([False, True, False, True, False, True])

@@ -10,7 +10,8 @@ from torch.nn.functional import normalize
 from model.config import PrototypeConfig
 from model.errors import ModelError
 from model.losses.prototypes import prototype_loss
-from model.memory.bank import USAGE_DECAY, PrototypeBank, nearest_counts
+from model.memory.bank import USAGE_DECAY, PrototypeBank, assigned_sums, cosines, nearest_counts
+from model.sinkhorn import sinkhorn
 from tests.model.test_sinkhorn import sinkhorn_with_loops
 
 TEMPERATURE, EPSILON, ITERATIONS = 0.1, 0.07, 3
@@ -48,9 +49,13 @@ def bank_of(prototypes: torch.Tensor) -> PrototypeBank:
     return bank
 
 
+def scores_of(bank: PrototypeBank, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    return torch.stack([cosines(side, bank()) for side in (images, texts)])
+
+
 def loss_of(bank: PrototypeBank, images: torch.Tensor, texts: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    image_scores, text_scores = bank(torch.stack([images, texts]))
-    return prototype_loss(image_scores, text_scores, valid, TEMPERATURE, EPSILON, ITERATIONS)
+    scores = scores_of(bank, images, texts)
+    return prototype_loss(scores, sinkhorn(scores, valid, EPSILON, ITERATIONS), TEMPERATURE)
 
 
 @pytest.mark.parametrize("valid", [torch.ones(6, dtype=torch.bool), VALID], ids=["all valid", "some"])
@@ -96,21 +101,23 @@ def test_pairs_that_agree_on_their_prototypes_cost_less() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_extreme_scores_stay_finite(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    scores = [(1e4 * torch.randn(8, 3, generator=generator)).to(dtype).requires_grad_() for _ in range(2)]
-    loss = prototype_loss(scores[0], scores[1], torch.ones(8, dtype=torch.bool), 0.1, 0.1, 3)
+    scores = (1e4 * torch.randn(2, 8, 3, generator=generator)).to(dtype).requires_grad_()
+    loss = prototype_loss(scores, sinkhorn(scores, torch.ones(8, dtype=torch.bool), 0.1, 3), 0.1)
     loss.sum().backward()
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss).all()
-    assert all(part.grad is not None and torch.isfinite(part.grad).all() for part in scores)
+    assert scores.grad is not None
+    assert torch.isfinite(scores.grad).all()
 
 
 def test_the_bank_gives_cosines_in_float32() -> None:
     bank = bank_of(3 * unit_rows(4, 5, 0).float())
     rows = unit_rows(2, 5, 1)
     expected = rows.float() @ unit_rows(4, 5, 0).float().T
-    torch.testing.assert_close(bank(rows.float()), expected)
-    assert bank(rows.bfloat16()).dtype == torch.float32
-    torch.testing.assert_close(bank(rows.bfloat16()), expected, rtol=0, atol=0.02)
+    torch.testing.assert_close(cosines(rows.float(), bank()), expected)
+    low = cosines(rows.bfloat16(), bank.bfloat16()())
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, expected, rtol=0, atol=0.03)
 
 
 def test_a_bank_without_prototypes_is_a_users_error() -> None:
@@ -155,15 +162,68 @@ def test_a_step_without_any_sample_is_recorded_as_none() -> None:
     assert not bank.last_used.any()
 
 
+def test_none_is_dead_before_the_start() -> None:
+    bank = PrototypeBank(3, 2, start_step=100)
+    assert not bank.dead(104, 5).any()
+    bank.record(torch.tensor([1, 0, 1]), 104)
+    assert bank.dead(105, 5).tolist() == [False, True, False]
+    bank.clear()
+    assert bank.last_used.tolist() == [100] * 3
+    assert not bank.usage.any()
+
+
+def test_averaged_prototypes_are_those_of_the_loops() -> None:
+    sides = [unit_rows(6, 5, seed) for seed in (0, 1)]
+    decay = 0.7
+    bank = PrototypeBank(8, 5, decay).double()
+    assert not list(bank.parameters()), "no optimiser sees them"
+    bank.prototypes.copy_(bank())
+    expected = list(bank.prototypes.clone())
+    for _ in range(3):
+        scores = torch.stack([cosines(side, bank()) for side in sides])
+        assignments = sinkhorn(scores, VALID, EPSILON, ITERATIONS)
+        bank.follow(*assigned_sums(sides, assignments, VALID))
+        members: list[list[torch.Tensor]] = [[] for _ in expected]
+        for side, embeddings in enumerate(sides):
+            shares = sinkhorn_with_loops(scores[side], VALID.tolist(), EPSILON, ITERATIONS).tolist()
+            for i, good in enumerate(VALID.tolist()):
+                if good:
+                    members[shares[i].index(max(shares[i]))].append(embeddings[i])
+        assert sum(map(len, members)) == 8
+        for k, group in enumerate(members):
+            if group:
+                mean = torch.stack(group).sum(dim=0)
+                moved = decay * expected[k] + (1 - decay) * mean / mean.norm()
+                expected[k] = moved / moved.norm()
+    assert min(len(group) for group in members) == 0, "one that stays where it is"
+    torch.testing.assert_close(bank.prototypes, torch.stack(expected), rtol=0, atol=1e-12)
+
+
+def test_averaged_prototypes_find_the_clusters_that_samples_come_from() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.eye(6)
+    torch.manual_seed(0)
+    bank = PrototypeBank(6, 6, decay=0.9)
+    for _ in range(200):
+        drawn = torch.randint(6, (64,), generator=generator)
+        rows = normalize(centres[drawn] + 0.1 * torch.randn(64, 6, generator=generator), dim=1)
+        valid = torch.ones(64, dtype=torch.bool)
+        assignments = sinkhorn(cosines(rows, bank()).unsqueeze(0), valid, 0.1, 3)
+        bank.follow(*assigned_sums([rows], assignments, valid))
+    found = (bank() @ centres.T).amax(dim=0)
+    assert (found > 0.95).all(), found
+
+
 def test_a_step_compiles_without_a_break() -> None:
     """A break is where Python would wait for a value."""
     images, texts = unit_rows(6, 5, 0), unit_rows(6, 5, 1)
     bank, compiled = bank_of(unit_rows(4, 5, 2)), bank_of(unit_rows(4, 5, 2))
 
     def step(bank: PrototypeBank) -> torch.Tensor:
-        scores = bank(torch.stack([images, texts]))
+        scores = scores_of(bank, images, texts)
         bank.record(nearest_counts(scores, VALID), 7)
-        return prototype_loss(scores[0], scores[1], VALID, TEMPERATURE, EPSILON, ITERATIONS) + bank.usage_entropy()
+        assignments = sinkhorn(scores, VALID, EPSILON, ITERATIONS)
+        return prototype_loss(scores, assignments, TEMPERATURE) + bank.usage_entropy()
 
     torch.testing.assert_close(torch.compile(step, fullgraph=True, backend="eager")(compiled), step(bank))
     assert torch.equal(compiled.last_used, bank.last_used)

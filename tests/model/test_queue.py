@@ -32,6 +32,12 @@ def enter_all(queue: MomentumQueue, batches: list[list[bool]]) -> list[tuple[int
     return [(step, place) for step, valid in enumerate(batches) for place, good in enumerate(valid) if good]
 
 
+def points_of(queue: MomentumQueue, width: int = WIDTH) -> torch.Tensor:
+    points = queue.points(width)
+    assert points is not None
+    return points
+
+
 def check(queue: MomentumQueue, entered: list[tuple[int, int]]) -> None:
     """The queue holds the last M of `entered`, each in slot (its number among all) % M, and no other."""
     size = queue.size
@@ -53,13 +59,16 @@ def check(queue: MomentumQueue, entered: list[tuple[int, int]]) -> None:
         assert [queue.positions[slot], queue.steps[slot]] == [place, step]
 
 
+@pytest.mark.parametrize("sharded", [False, True])
 @given(
     extra=st.integers(0, 9),
     batches=st.lists(st.lists(st.booleans(), min_size=1, max_size=8), max_size=6),
 )
 @settings(max_examples=100, deadline=None)
-def test_it_holds_the_last_valid_pairs_in_the_order_of_their_batches(extra: int, batches: list[list[bool]]) -> None:
-    queue = MomentumQueue(max((len(valid) for valid in batches), default=1) + extra, WIDTH)
+def test_it_holds_the_last_valid_pairs_in_the_order_of_their_batches(
+    sharded: bool, extra: int, batches: list[list[bool]]
+) -> None:
+    queue = MomentumQueue(max((len(valid) for valid in batches), default=1) + extra, WIDTH, sharded)
     check(queue, enter_all(queue, batches))
 
 
@@ -74,10 +83,12 @@ def test_a_size_that_no_batch_divides_and_batches_that_wrap_around(size: int, le
 
 def test_only_filled_slots_are_handed_out() -> None:
     queue = MomentumQueue(5, WIDTH)
-    assert queue.embeddings().shape == (0, WIDTH)
+    assert points_of(queue).shape == (0, WIDTH)
     enter_all(queue, [[True, False, True]])
     came = batch(0, [True] * 3)
-    assert torch.equal(queue.embeddings(), torch.cat([came["images"][[0, 2]], came["texts"][[0, 2]]]))
+    expected = torch.cat([came["images"][[0, 2]], came["texts"][[0, 2]]])
+    assert torch.equal(points_of(queue), expected)
+    assert torch.equal(points_of(queue, 2), expected[:, :2])
 
 
 def test_a_term_is_multiplied_by_readiness() -> None:

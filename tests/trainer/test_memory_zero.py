@@ -11,14 +11,18 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import normalize
 
+from model.collectives import gather
+from model.config import MomentumConfig
 from model.group_norm import GroupBatchNorm
-from model.memory.bank import PrototypeBank
-from model.memory.momentum import MomentumCopy
+from model.memory.bank import PrototypeBank, assigned_sums, cosines
+from model.memory.momentum import MomentumCopy, momentum_decay
 from trainer.deepspeed_setup import prepare_deepspeed
 from trainer.distributed import free_port
-from trainer.partitions import MOMENTS, own_moments, replace_rows, whole_weight
+from trainer.partitions import MOMENTS, own_moments, whole_weight
+from trainer.prototypes import set_prototypes
 
-WORLD, ROWS, STEPS, DECAY, LR = 2, 8, 6, 0.8, 0.05
+WORLD, ROWS, STEPS, LR = 2, 8, 6, 0.05
+RAMP = MomentumConfig(decay=0.8, ramp="cosine")
 ANEW = torch.tensor([True, False, False, True, True])  # prototypes that are set anew after step 3
 CPU = {"device": "cpu"}
 CASES: dict[str, dict[str, Any]] = {
@@ -47,15 +51,25 @@ class Model(nn.Module):
         self.online = Encoder()
         self.momentum = MomentumCopy(self.online)
         self.bank = PrototypeBank(5, 3)
+        self.averaged = PrototypeBank(5, 3, decay=0.9)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         query = normalize(self.online(x), dim=1)
         with torch.no_grad():
             key = normalize(self.momentum.module(x), dim=1)
-        loss: torch.Tensor = (self.bank(query) * self.bank(key).softmax(dim=1)).sum() / len(x) - (
-            query * key
-        ).mean()
+        prototypes = self.bank()
+        agreement = (query @ prototypes.T) * (key @ prototypes.T).softmax(dim=1)
+        scores = cosines(query, self.averaged())
+        everyone = gather(query.detach())
+        self.assigned = assigned_sums(
+            [everyone], cosines(everyone, self.averaged()).unsqueeze(0), torch.ones(ROWS, dtype=torch.bool)
+        )
+        loss: torch.Tensor = agreement.sum() / len(x) - (query * key).mean() - scores.logsumexp(dim=1).mean()
         return loss
+
+    def advance(self, step: int) -> None:
+        self.momentum.update(self.online, momentum_decay(RAMP, step, STEPS))
+        self.averaged.follow(*self.assigned)
 
 
 def model_and_data() -> tuple[Model, torch.Tensor, torch.Tensor]:
@@ -75,11 +89,13 @@ def plain() -> dict[str, torch.Tensor]:
         loss = model(x)
         loss.backward()
         optimizer.step()
-        model.momentum.update(model.online, DECAY)
+        model.advance(step)
         found[f"loss {step}"] = loss.detach()
         if step == 3:
             with torch.no_grad():
-                model.bank.prototypes[ANEW] = anew[ANEW]
+                for bank in (model.bank, model.averaged):
+                    bank.prototypes[ANEW] = anew[ANEW]
+                    bank.renew(ANEW, step)
             for moment in MOMENTS:
                 optimizer.state[model.bank.prototypes][moment][ANEW] = 0
     state = optimizer.state[model.bank.prototypes]
@@ -115,12 +131,13 @@ def engineered(zero: dict[str, Any], rank: int) -> dict[str, torch.Tensor]:
         loss = engine(x[rank * half : (rank + 1) * half])
         engine.backward(loss)
         engine.step()
-        model.momentum.update(model.online, DECAY)
+        model.advance(step)
         mean = loss.detach().clone()
         dist.all_reduce(mean)
         found[f"loss {step}"] = mean / WORLD
         if step == 3:
-            replace_rows(engine, model.bank.prototypes, anew, ANEW)
+            set_prototypes(engine, model.bank, anew, ANEW, step)
+            set_prototypes(engine, model.averaged, anew, ANEW, step)
             now = whole_weight(engine, model.bank.prototypes)
             assert torch.equal(now[ANEW], anew[ANEW]), "visible before the next step"
     found |= {name: whole_weight(engine, parameter).clone() for name, parameter in model.named_parameters()}
