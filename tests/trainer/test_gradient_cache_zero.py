@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from tests.trainer.gradient_cases import METHODS, ROWS, STEPS, batch, framework_of, recipe_of, write_concepts
+from tests.trainer.moments import whole_moments
 from trainer.deepspeed_setup import prepare_deepspeed
 from trainer.distributed import World, free_port
 from trainer.engine import initialize, seed_step, set_learning_rate
 from trainer.gradient_cache import cached_gradients
-from trainer.partitions import whole_moment
 
 pytestmark = pytest.mark.slow
 
@@ -62,9 +62,7 @@ def found_of(method: str, stage: int, folder: Path, rank: int) -> Found:
             mean = value.clone()
             dist.all_reduce(mean)
             found[f"loss {step} {name}"] = mean / WORLD
-    for name, one in framework.named_parameters():
-        if one.requires_grad:
-            found[name] = whole_moment(engine, one, "exp_avg")
+    found |= whole_moments(engine, "exp_avg")
     engine.destroy()
     return found | {name: one.clone() for name, one in framework.named_buffers()}
 

@@ -16,9 +16,10 @@ from model.config import MomentumConfig
 from model.group_norm import GroupBatchNorm
 from model.memory.bank import PrototypeBank, assigned_sums, cosines
 from model.memory.momentum import MomentumCopy, momentum_decay
+from tests.trainer.moments import whole_moments
 from trainer.deepspeed_setup import prepare_deepspeed
 from trainer.distributed import free_port
-from trainer.partitions import MOMENTS, own_moments, whole_weight
+from trainer.partitions import MOMENTS, whole_weight
 from trainer.prototypes import set_prototypes
 
 WORLD, ROWS, STEPS, LR = 2, 8, 6, 0.05
@@ -141,23 +142,10 @@ def engineered(zero: dict[str, Any], rank: int) -> dict[str, torch.Tensor]:
             now = whole_weight(engine, model.bank.prototypes)
             assert torch.equal(now[ANEW], anew[ANEW]), "visible before the next step"
     found |= {name: whole_weight(engine, parameter).clone() for name, parameter in model.named_parameters()}
-    found |= {moment: whole_moment(engine, "bank.prototypes", moment) for moment in MOMENTS}
+    found |= {moment: whole_moments(engine, moment)["bank.prototypes"] for moment in MOMENTS}
     found["partitioned"] = torch.tensor([hasattr(p, "ds_tensor") for p in model.momentum.parameters()])
     engine.destroy()
     return found | {name: buffer.clone() for name, buffer in model.named_buffers()}
-
-
-def whole_moment(engine: Any, name: str, moment: str) -> torch.Tensor:
-    """The (5, 3) moment of the prototypes from all ranks' spans, which must not overlap."""
-    whole = torch.full((15,), torch.nan)
-    everyone: list[Any] = [None] * WORLD
-    dist.all_gather_object(everyone, {key: span.clone() for key, span in own_moments(engine).items()})
-    for key, span in (item for own in everyone for item in own.items()):
-        start = int(key.rpartition("@")[2])
-        if key.startswith(f"{name}/{moment}@"):
-            assert whole[start : start + len(span)].isnan().all()
-            whole[start : start + len(span)] = span
-    return whole.view(5, 3)
 
 
 def measure(rank: int, port: int, folder: str) -> None:
