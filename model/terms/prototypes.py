@@ -40,7 +40,7 @@ class PrototypeTerm(Term):
                 self._assigned = assigned_sums((batch.images, batch.texts), assignments, batch.valid)
         loss = prototype_loss(scores, assignments.index_select(1, step.positions), config.temperature)
         step.logs["prototype_entropy"] = self.bank.usage_entropy()
-        step.logs["prototype_dead"] = self.bank.dead(step.number, config.reseed_after or DEAD_AFTER).sum()
+        step.logs["prototype_dead"] = self.bank.dead(step.number, config.reseed_after or DEAD_AFTER).sum().float()
         return {"prototypes": step.mean(loss)}
 
     def advance(self, step: int) -> None:
