@@ -1,8 +1,8 @@
 """Memory and time of a step at several micro-batches: `gradient_caching.py [--batch 128] [--framework aahr]`.
 
-One process with DeepSpeed, from random weights, on random pictures; every term is on and the queue is full. Each size
-runs in a process of its own, two steps: the second is timed, the peak of resident memory is that of both, less what
-the process held before.
+One process with DeepSpeed, from random weights, on random pictures; every term is on and the queue is full. Each
+size runs in a process of its own, two steps: the second is timed, the peak of resident memory is that of both, less
+what the process held before.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import model  # noqa: F401  (lets torchvision import)
 from model.caption_tokenizer import build_caption_tokenizer
 from model.towers.open_clip import tower_widths
 from trainer.config import Recipe
-from trainer.distributed import World, start, stop
+from trainer.distributed import World, leave, start
 from trainer.engine import build_encoders, build_framework, initialize, seed_step
 from trainer.gradient_cache import cached_gradients
 
@@ -78,7 +78,7 @@ def measure(options: argparse.Namespace, parts: int) -> None:
         engine.step()
         framework.advance(step)
     print(memory("VmHWM") - held, taken)
-    stop()
+    leave()
 
 
 def main() -> None:

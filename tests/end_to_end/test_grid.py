@@ -1,4 +1,4 @@
-"""Thirty steps of every term of both methods: on any processes, at any ZeRO stage, with any workers and micro-batch.
+"""Thirty steps of every term of both methods: any processes, any ZeRO stage, any workers, any micro-batch.
 
 Each rank builds one run after another in its process, and what the loader gives is read once.
 """
@@ -15,12 +15,15 @@ from torch.multiprocessing.spawn import spawn
 
 from shards.batch import Batch
 from tests.end_to_end.conftest import WHOLE, whole_of
-from trainer.distributed import World, free_port, start, stop
+from trainer.distributed import World, free_port, leave, start
+from trainer.guard import Guard
 from trainer.loop import Trainer
 from trainer.partitions import whole_weight
 from trainer.plan import make_plan
+from trainer.preemption import StopRequest
 from trainer.quarantine import Quarantine
 from trainer.recipe import load_recipe
+from trainer.watchdog import Watchdog
 
 pytestmark = pytest.mark.slow
 
@@ -30,16 +33,19 @@ Found = dict[str, torch.Tensor]
 
 
 def trainer_of(settings: tuple[str, ...], world: World, *more: str) -> Trainer:
-    return Trainer(make_plan(load_recipe(WHOLE, [*settings, *more]), world.size), world, torch.device("cpu"))
+    plan = make_plan(load_recipe(WHOLE, [*settings, *more]), world.size)
+    return Trainer(plan, world, torch.device("cpu"), StopRequest())
 
 
 def found_of(trainer: Trainer, batches: list[Batch]) -> Found:
     """The losses of every step over all ranks, and what is kept at the end."""
     trainer.quarantine = Quarantine(trainer.plan.run_dir, 1.0, trainer.world)
+    trainer.guard = Guard(trainer.plan, trainer.world, trainer.stop)
+    trainer.watchdog = Watchdog(trainer.plan.run_dir, trainer.world.rank, None)
     trainer.engine.train()
     rows = []
     for batch in batches:
-        losses, _ = trainer._step(batch)
+        losses, *_ = trainer._step(batch)
         trainer.step += 1
         rows.append(losses["loss"])
     curve = torch.stack(rows)
@@ -72,7 +78,7 @@ def measure(rank: int, size: int, port: int, settings: tuple[str, ...], folder: 
         found[stage, parts] = found_of(trainer, batches[WORKERS[number % 2]])
     torch.save(found, folder / f"{size}-{rank}.pt")
     dist.barrier()
-    stop()
+    leave()
 
 
 @pytest.fixture(scope="module")
