@@ -37,6 +37,7 @@ def cached_gradients(
         seed: sets the seeds of dropout for a micro-batch by its number.
     """
     first, *others = _split(inputs[:-2], micro_batch_size)
+    collects = bool(others) and engine.zero_optimization_partition_gradients()
     engine.set_gradient_accumulation_boundary(not others)
     with running_statistics(framework.encoders, advance=True):
         encoded = []
@@ -52,9 +53,13 @@ def cached_gradients(
     del encoded
     with running_statistics(framework.encoders, advance=False):
         for number, (pairs, known) in enumerate(zip(others, gradients, strict=True), start=1):
-            engine.set_gradient_accumulation_boundary(number == len(others))
+            engine.set_gradient_accumulation_boundary(number == len(others) and not collects)
             seed(number)
             engine.backward(engine(*pairs, known, part="surrogate"))
+    if collects:
+        # at a boundary stages 2 and 3 would offload the gradients of that backward pass's weights alone
+        engine.optimizer.finalize_gradient_accumulation_boundary()
+        engine.set_gradient_accumulation_boundary(True)
     return {name: value.detach() for name, value in losses.items()}
 
 

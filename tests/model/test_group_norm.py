@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from model.group_norm import GroupBatchNorm
+from model.group_norm import GroupBatchNorm, running_statistics
 
 WIDTH, GROUP, N = 4, 3, 5
 
@@ -67,6 +67,18 @@ def test_running_statistics_advance_by_the_mean_over_the_groups() -> None:
         each.append(torch.stack([alone.running_mean, alone.running_var]))
     assert not torch.allclose(each[0], each[1])
     torch.testing.assert_close(torch.stack([ours.running_mean, ours.running_var]), sum(each) / 3)
+
+
+def test_parts_of_a_batch_advance_running_statistics_once_or_not_at_all() -> None:
+    (ours, again), x = (pair()[0], pair()[0]), batch(4)
+    whole = ours(x)
+    for advance in (False, True):
+        before = again.running_var.clone()
+        with running_statistics(torch.nn.Sequential(again), advance):
+            parts = [again(part) for part in x.split(2 * GROUP)]
+        assert torch.equal(again.running_var, before) != advance
+        torch.testing.assert_close(torch.cat(parts), whole)
+    torch.testing.assert_close(dict(again.named_buffers()), dict(ours.named_buffers()))
 
 
 def test_running_statistics_take_no_part_in_the_gradient() -> None:

@@ -34,8 +34,8 @@ class PlainEngine:
     def set_gradient_accumulation_boundary(self, boundary: bool) -> None:
         self.boundaries.append(boundary)
 
-    def zero_optimization_stage(self) -> int:
-        return 0
+    def zero_optimization_partition_gradients(self) -> bool:
+        return False
 
 
 def plain(framework: Framework, inputs: tuple[Any, ...], step: int) -> dict[str, torch.Tensor]:
@@ -75,9 +75,11 @@ def in_one_graph(size: int) -> Gradients:
     return gradients
 
 
-def run(method: str, concepts: Path, gradients: Gradients, dropout: float = 0.0) -> list[dict[str, torch.Tensor]]:
+def run(
+    method: str, concepts: Path, gradients: Gradients, dropout: float = 0.0, **engine: str
+) -> list[dict[str, torch.Tensor]]:
     """Some steps that change no weight: each one's losses, gradients and buffers."""
-    framework = framework_of(recipe_of(method, concepts, dropout))
+    framework = framework_of(recipe_of(method, concepts, dropout, **engine))
     rows = []
     for step in range(STEPS):
         framework.zero_grad()
@@ -112,11 +114,12 @@ def test_losses_gradients_and_what_is_kept_are_those_of_the_plain_step(method: s
         assert_alike(run(method, concepts, cached(size)), expected)
 
 
-def test_both_passes_draw_the_same_dropout(concepts: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_both_passes_draw_the_same_dropout_in_any_precision(precision: str, concepts: Path) -> None:
     for size in (ROWS // 2, ROWS // 4):
-        found = run("aahr+amsps", concepts, cached(size), dropout=0.3)
-        assert_alike(found, run("aahr+amsps", concepts, in_one_graph(size), dropout=0.3))
-    undisturbed = run("aahr+amsps", concepts, plain)
+        found = run("aahr+amsps", concepts, cached(size), 0.3, precision=precision)
+        assert_alike(found, run("aahr+amsps", concepts, in_one_graph(size), 0.3, precision=precision))
+    undisturbed = run("aahr+amsps", concepts, plain, precision=precision)
     name = "encoders.text_head.fragment_graph.linear1.weight"
     assert not torch.allclose(found[0][name], undisturbed[0][name], rtol=0.01)
 

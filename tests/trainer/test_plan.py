@@ -84,6 +84,27 @@ def test_a_processs_share_must_hold_whole_norm_groups(plan: MakePlan) -> None:
         plan(processes=4, model={"norm_group": 4})
 
 
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (3, r"engine\.micro_batch_size=3: does not divide the 4 pairs a process"),
+        (1, r"engine\.micro_batch_size=1: does not hold whole groups of model\.norm_group=2"),
+    ],
+)
+def test_micro_batches_hold_whole_groups_and_fill_a_share(plan: MakePlan, size: int, message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        plan(processes=2, engine={"micro_batch_size": size})
+
+
+def test_a_share_is_encoded_at_once_unless_it_is_larger_than_a_micro_batch(plan: MakePlan) -> None:
+    for size, at_once in ((None, 4), (100, 4), (4, 4), (2, 2)):
+        made = plan(processes=2, engine={"micro_batch_size": size})
+        assert made.micro_batch_size == at_once
+        assert (", 2 pairs at once" in made.summary()[-1]) == (size == 2)
+    without_batch_norm = plan(processes=2, engine={"micro_batch_size": 1}, model={"framework": "clip"})
+    assert without_batch_norm.micro_batch_size == 1
+
+
 def test_more_processes_than_samples_are_refused(plan: MakePlan) -> None:
     with pytest.raises(RunError, match="21 processes for 20 samples"):
         plan(processes=21, data={"val": None})
