@@ -55,7 +55,7 @@ class _Chunk(Generic[Item, Result]):
         self._future = Future()
         try:
             self._future.set_result(_map_chunk(self._function, self._items))
-        except Exception as error:  # as a worker hands over whatever was raised: it is told in its turn
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told in its turn, as a worker's is
             self._future.set_exception(error)
         return True
 

@@ -12,7 +12,7 @@ from shards.errors import DataError
 if TYPE_CHECKING:
     from shards.manifest import Manifest
 
-Processes = Annotated[int, typer.Option(min=1, help="Worker processes that read and count.")]
+Processes = Annotated[int, typer.Option(min=1, help="Processes that read and count, this one among them.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at the output already.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
 

@@ -13,7 +13,7 @@ SHOWN = 5
 """Faulty samples of a shard named on the terminal; all of them stand in the file that --out names."""
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder of shards with its manifest.")]
-Processes = Annotated[int, typer.Option(min=1, help="Worker processes.")]
+Processes = Annotated[int, typer.Option(min=1, help="Processes that work, this one among them.")]
 
 
 def verify(

@@ -18,7 +18,7 @@ Locations = Annotated[
 ]
 SplitName = Annotated[str | None, typer.Option(help="Name of the split; by default the folder's.")]
 DatasetName = Annotated[str | None, typer.Option(help="Name of the data set; by default the parent folder's.")]
-Processes = Annotated[int, typer.Option(min=1, help="Worker processes.")]
+Processes = Annotated[int, typer.Option(min=1, help="Processes that work, this one among them.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands there already.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import DataError
-from shards.manifest import read_index, read_index_table, read_manifest, write_index
+from shards.manifest import read_index, read_index_table, read_manifest
+from shards.shard_index import write_index
 from shards.tools.duplicates import count_duplicates
 from shards.tools.index import Plan, index_tars
 from shards.tools.locate import find_tars
