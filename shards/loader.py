@@ -9,6 +9,7 @@ import atexit
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from multiprocessing import active_children
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shards.batch import Batch
 from shards.errors import DataError
+from shards.parallel import uninterrupted
 from shards.training import Request, TrainDataset
 
 LastBatch = Literal["drop", "pad"]
@@ -70,8 +72,10 @@ def serve(dataset: Dataset[Batch], requests: Iterable[Any], workers: int, pin: b
         # not fork: the training process holds threads of its collectives
         multiprocessing_context="spawn" if workers else None,
     )
-    batches = iter(loader)
+    batches: Iterator[Batch | DataError] = iter(())
     try:
+        with uninterrupted():
+            batches = iter(loader)
         while True:
             try:
                 batch = next(batches, None)
@@ -88,6 +92,11 @@ def serve(dataset: Dataset[Batch], requests: Iterable[Any], workers: int, pin: b
             if isinstance(batch, DataError):
                 raise batch
             yield batch
+    except KeyboardInterrupt:
+        # a worker that is still starting would fail on what is taken down here, and say so at length
+        for worker in active_children() if workers else ():
+            worker.kill()
+        raise
     finally:
         # now, while the workers' queues stand: the garbage collector takes these first, and a worker that still
         # starts would fail on them

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shards.atomic import replacing
-from shards.errors import DataError
+from shards.errors import DataError, told
 from shards.shard_index import Rows, ShardIndex, as_index, index_name, read_table
 from shards.storage.cache import Cache
 from shards.storage.fetch import fetch
@@ -161,7 +161,7 @@ def read_manifest(location: str | Path, cache: Cache | None = None, *, check_sha
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({error.strerror}); get the right to read it") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{where}: not a manifest ({error!r}); {MEND}") from None
+        raise DataError(f"{where}: not a manifest ({told(error)}); {MEND}") from None
     where = join(location, SHARD_TABLE)
     try:
         data = fetch(where, cache).read_bytes()

@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import chain, islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from threading import Thread
 from typing import Generic, TypeVar
@@ -43,7 +44,8 @@ class _Chunk(Generic[Item, Result]):
 
     def __init__(self, pool: ProcessPoolExecutor, function: Callable[[Item], Result], items: list[Item]) -> None:
         self._function, self._items = function, items
-        self._future: Future[list[Result]] = pool.submit(_map_chunk, function, items)
+        with uninterrupted():
+            self._future: Future[list[Result]] = pool.submit(_map_chunk, function, items)
 
     def done(self) -> bool:
         return self._future.done()
@@ -63,9 +65,21 @@ class _Chunk(Generic[Item, Result]):
         return self._future.result()
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Start processes that do not hear of Ctrl-C until they ask for it; here it waits meanwhile.
+
+    It reaches the whole process group. A worker leaves it to its parent, which stops its workers itself.
+    """
+    resource_tracker.ensure_running()  # with the first worker, it would lift the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(parent_lives: Connection, lock: FileLock | None) -> None:
-    # Ctrl-C reaches the whole process group; the parent alone answers it, and stops its workers itself
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_wait_and_exit, args=(parent_lives,), daemon=True).start()
     if lock is not None:
         _held.append(lock)

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from shards.errors import told
 from shards.loader import Position
 from trainer.config import Recipe
 from trainer.errors import RunError
@@ -147,7 +148,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         progress = Progress(state["step"], Position(**state["loader"]), state["data"], state["val"])
         return Checkpoint(path, progress)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path / STATE}: not a checkpoint's state ({error!r})") from None
+        raise RunError(f"{path / STATE}: not a checkpoint's state ({told(error)})") from None
 
 
 def best_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint:

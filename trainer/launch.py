@@ -2,16 +2,20 @@
 
 import logging
 import os
+import signal
 import sys
 from multiprocessing.queues import SimpleQueue
 from typing import Any
 
 from model.errors import ModelError
 from shards.errors import DataError
-from shards.parallel import end_with_parent
+from shards.parallel import end_with_parent, uninterrupted
 from trainer.distributed import World, free_port
 from trainer.errors import RunError
 from trainer.plan import Plan
+
+PATIENCE = 10.0
+"""Seconds in which an interrupted process is to end."""
 
 
 def launch(plan: Plan) -> None:
@@ -40,7 +44,18 @@ def launch(plan: Plan) -> None:
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
         spawn: Any = start_processes
-        spawn(_main, (plan, free_port(), errors), nprocs=plan.processes, start_method="spawn")
+        with uninterrupted():
+            running = spawn(
+                _main, (plan, free_port(), errors), nprocs=plan.processes, join=False, start_method="spawn"
+            )
+        try:
+            while not running.join():
+                pass
+        except KeyboardInterrupt:  # as a rule they heard it too, and end their loaders
+            for process in running.processes:
+                process.join(PATIENCE)
+                process.kill()
+            raise
     except ProcessException as error:
         # a process that lost its peer may be seen before the one that had the user's error
         if not errors.empty():
@@ -53,6 +68,7 @@ def launch(plan: Plan) -> None:
 def _main(rank: int, plan: Plan, port: int, errors: "SimpleQueue[str]") -> None:
     # torch asks the system for a SIGINT, which a background job ignores
     end_with_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),

@@ -72,8 +72,11 @@ def index(
         size = sum(tar.stat().st_size for tar in tars)
         typer.echo(f"would index {counted(len(tars), 'tar')}, {size / 1e6:,.1f} MB, into {plan.out}")
         return
-    with progress_bar("index", len(tars)) as advance:
-        report = index_tars(plan, processes=processes, on_shard=lambda: advance(1))
+    try:
+        with progress_bar("index", len(tars)) as advance:
+            report = index_tars(plan, processes=processes, on_shard=lambda: advance(1))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on where it was") from None
     show_skipped(report.first_skipped, report.skipped)
     typer.echo(_summary(plan.out, report))
 

@@ -147,6 +147,8 @@ from pathlib import Path
 from shards.lock import FileLock
 from shards.parallel import ordered_map
 
+if __name__ == "__mp_main__":
+    time.sleep(float(sys.argv[2]))
 if __name__ == "__main__":
     lock = FileLock(Path(__file__).with_name("lock"))
     lock.acquire()
@@ -162,13 +164,16 @@ if __name__ == "__main__":
 
 
 @contextmanager
-def under_way(tmp_path: Path, pause: float) -> Iterator[subprocess.Popen[str]]:
-    """A program with two workers beside itself, in a process group of its own, that takes a result each `pause`."""
+def under_way(tmp_path: Path, pause: float, start: float = 0) -> Iterator[subprocess.Popen[str]]:
+    """A program with two workers beside itself, in a process group of its own, that takes a result each `pause`.
+
+    Its workers take `start` seconds to start.
+    """
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(
-        [sys.executable, script, str(pause)],
+        [sys.executable, script, str(pause), str(start)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -216,9 +221,10 @@ def test_a_lock_ends_with_the_last_worker(tmp_path: Path) -> None:
         lock.close()
 
 
-def test_workers_stay_quiet_when_the_user_interrupts(tmp_path: Path) -> None:
-    with under_way(tmp_path, pause=60) as program:
-        time.sleep(1)  # until the workers wait for work
+@pytest.mark.parametrize("start", [0, 2])
+def test_workers_stay_quiet_when_the_user_interrupts(tmp_path: Path, start: float) -> None:
+    with under_way(tmp_path, pause=60, start=start) as program:
+        time.sleep(1)  # the workers wait for work, or are being started
         os.killpg(program.pid, signal.SIGINT)
         _, errors = program.communicate(timeout=30)
     assert (program.returncode, errors) == (130, "")
