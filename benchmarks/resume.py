@@ -19,7 +19,8 @@ from PIL import Image
 from shards.convert import Options, write_split
 from shards.images import random_resized_crop
 from shards.loader import Position, Rank, TrainLoader
-from shards.manifest import SHARD_SCHEMA, Rows, index_name, read_manifest, write_manifest
+from shards.manifest import SHARD_SCHEMA, read_manifest, write_manifest
+from shards.shard_index import Rows, index_name
 from shards.sources.record import Record
 from shards.training import Part, TrainDataset, TrainingSet, Unkeyed
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from multiprocessing import active_children
 from typing import Any, Literal
 
 import torch
@@ -72,10 +73,11 @@ def serve(dataset: Dataset[Batch], requests: Iterable[Any], workers: int, pin: b
         # not fork: the training process holds threads of its collectives
         multiprocessing_context="spawn" if workers else None,
     )
-    # workers answer no signal: the training process ends them once it has
-    with held() if workers else nullcontext():
-        batches = iter(loader)
+    batches: Iterator[Batch | DataError] = iter(())
     try:
+        # workers answer no signal: the training process ends them once it has
+        with held() if workers else nullcontext():
+            batches = iter(loader)
         while True:
             try:
                 batch = next(batches, None)
@@ -92,6 +94,11 @@ def serve(dataset: Dataset[Batch], requests: Iterable[Any], workers: int, pin: b
             if isinstance(batch, DataError):
                 raise batch
             yield batch
+    except KeyboardInterrupt:
+        # a worker that is still starting would fail on what is taken down here, and say so at length
+        for worker in active_children() if workers else ():
+            worker.kill()
+        raise
     finally:
         # now, while the workers' queues stand: the garbage collector takes these first, and a worker that still
         # starts would fail on them

@@ -3,7 +3,7 @@
     DIR/manifest.json        format version, data set, split, what a sample holds, totals; written last
     DIR/shards.parquet       one row a shard, see `SHARD_SCHEMA`
     DIR/NAME.tar             a plain WebDataset shard
-    DIR/NAME.index.arrow     one row a sample, see `INDEX_SCHEMA`; an Arrow IPC file, so it is mapped, not read
+    DIR/NAME.index.arrow     one row a sample, see `shards.shard_index`
 
 `path` is where the tar lies: relative to DIR, or an absolute path or URL, so that a manifest can describe tars
 that somebody else wrote, all of their samples or a part. DIR itself may be a URL.
@@ -18,11 +18,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.ipc
-import pyarrow.parquet as pq
 
 from shards.atomic import replacing
-from shards.errors import DataError
+from shards.errors import DataError, told
+from shards.shard_index import Rows, ShardIndex, as_index, index_name, read_table
 from shards.storage.cache import Cache
 from shards.storage.fetch import fetch
 from shards.storage.location import is_remote, join, resolve
@@ -45,52 +44,6 @@ SHARD_SCHEMA = pa.schema(
         ("index_sha256", pa.string()),
     ]
 )
-INDEX_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("image_id", pa.int64()),
-        ("captions", pa.int32()),
-        ("offset", pa.int64()),  # where the sample's members begin in the tar,
-        ("size", pa.int64()),  # and how many bytes they span, headers included: one read fetches a sample
-        ("crc32", pa.uint32()),  # of those bytes
-        ("content", pa.uint64()),  # `content_hash` of the encoded image; of the regions where there is none
-        ("width", pa.int32()),  # pixels; 0 without an image
-        ("height", pa.int32()),
-    ]
-)
-Rows = dict[str, list[object]]
-"""A table as a list a column."""
-
-
-def content_hash(data: bytes) -> int:
-    """The first 64 bits of the SHA-256: equal for copies of one picture, else by chance one in 2**64."""
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
-
-
-def image_id_of(content: int) -> int:
-    """The image id of a sample whose source has none: copies of one picture share it."""
-    return content >> 1  # fits int64
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """The samples of one shard, in the tar's order; arrays of one length, mapped from the file."""
-
-    keys: pa.StringArray
-    image_ids: npt.NDArray[np.int64]
-    captions: npt.NDArray[np.int32]
-    offsets: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int64]
-    crc32: npt.NDArray[np.uint32]
-    content: npt.NDArray[np.uint64]
-    widths: npt.NDArray[np.int32]
-    heights: npt.NDArray[np.int32]
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    def key(self, row: int) -> str:
-        return str(self.keys[row])
 
 
 @dataclass(frozen=True)
@@ -137,24 +90,6 @@ class Manifest:
         return join(self.location, self.paths[shard])
 
 
-def index_name(name: str) -> str:
-    return f"{name}.index.arrow"
-
-
-def write_index(root: Path, name: str, rows: Rows) -> str:
-    """Write the sample table of shard `name`; `rows` holds a list a column of `INDEX_SCHEMA`.
-
-    Returns the file's SHA-256.
-    """
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, INDEX_SCHEMA) as writer:
-        writer.write_table(pa.table(rows, schema=INDEX_SCHEMA).combine_chunks())
-    data = sink.getvalue()
-    with replacing(root / index_name(name)) as stream:
-        stream.write(data)
-    return hashlib.sha256(data).hexdigest()
-
-
 def read_index_table(manifest: Manifest, shard: int) -> pa.Table:
     """One shard's sample table as it stands in the file.
 
@@ -165,9 +100,7 @@ def read_index_table(manifest: Manifest, shard: int) -> pa.Table:
     if not path.is_file():
         raise DataError(f"{location}: the shard's index is missing; {MEND}")
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        if table.schema != INDEX_SCHEMA:
-            raise pa.ArrowInvalid("another layout")
+        table = read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{location}: cannot be read ({error}); {MEND}") from None
     if table.num_rows != manifest.samples[shard]:
@@ -179,15 +112,13 @@ def read_index_table(manifest: Manifest, shard: int) -> pa.Table:
 
 def read_index(manifest: Manifest, shard: int) -> ShardIndex:
     """Map one shard's sample table. Raises `DataError` as `read_index_table` does."""
-    # one batch, as `write_index` makes it, is used where it lies; a column of a table would be copied
-    batches = read_index_table(manifest, shard).combine_chunks().to_batches()
-    batch = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=INDEX_SCHEMA)
-    numbers = [batch[name].to_numpy() for name in INDEX_SCHEMA.names[1:]]
-    return ShardIndex(batch["key"], *numbers)
+    return as_index(read_index_table(manifest, shard))
 
 
 def write_manifest(root: Path, dataset: str, split: str, holds: tuple[str, ...], shards: Rows) -> None:
     """Commit a folder of shards; `shards` holds a list a column of `SHARD_SCHEMA`."""
+    import pyarrow.parquet as pq
+
     table = pa.table(shards, schema=SHARD_SCHEMA)
     with replacing(root / SHARD_TABLE) as stream:
         pq.write_table(table, stream)
@@ -212,6 +143,8 @@ def read_manifest(location: str | Path, cache: Cache | None = None, *, check_sha
     Raises `DataError` when the folder, its manifest or one of its local shards is missing, or when the
     manifest is of another version or damaged.
     """
+    import pyarrow.parquet as pq
+
     location = resolve(str(location))
     where = join(location, MANIFEST)
     try:
@@ -228,7 +161,7 @@ def read_manifest(location: str | Path, cache: Cache | None = None, *, check_sha
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({error.strerror}); get the right to read it") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{where}: not a manifest ({error!r}); {MEND}") from None
+        raise DataError(f"{where}: not a manifest ({told(error)}); {MEND}") from None
     where = join(location, SHARD_TABLE)
     try:
         data = fetch(where, cache).read_bytes()

@@ -1,4 +1,8 @@
-"""An ordered map over processes with a bounded number of items under way, so that memory stays flat."""
+"""An ordered map over processes with a bounded number of items under way, so that memory stays flat.
+
+The calling process works too, on whatever no worker has begun: a worker takes as long to start as some hundred
+images take to convert, and handing items out is too little work for a process of its own.
+"""
 
 import os
 import signal
@@ -6,11 +10,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
-from multiprocessing import get_context, parent_process
+from contextlib import contextmanager
+from itertools import chain, islice
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from threading import Thread
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from shards.errors import DataError
 from shards.lock import FileLock
@@ -34,9 +39,47 @@ def _map_chunk(function: Callable[[Item], Result], items: list[Item]) -> list[Re
     return [function(item) for item in items]
 
 
+class _Chunk(Generic[Item, Result]):
+    """Items that a worker computes, or this process, whichever comes to them first."""
+
+    def __init__(self, pool: ProcessPoolExecutor, function: Callable[[Item], Result], items: list[Item]) -> None:
+        self._function, self._items = function, items
+        with uninterrupted():
+            self._future: Future[list[Result]] = pool.submit(_map_chunk, function, items)
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def compute(self) -> bool:
+        """Compute it here, unless a worker has it already; returns whether it was computed."""
+        if not self._future.cancel():
+            return False
+        self._future = Future()
+        try:
+            self._future.set_result(_map_chunk(self._function, self._items))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told in its turn, as a worker's is
+            self._future.set_exception(error)
+        return True
+
+    def result(self) -> list[Result]:
+        return self._future.result()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Start processes that do not hear of Ctrl-C until they ask for it; here it waits meanwhile.
+
+    It reaches the whole process group. A worker leaves it to its parent, which stops its workers itself.
+    """
+    resource_tracker.ensure_running()  # with the first worker, it would lift the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(parent_lives: Connection, lock: FileLock | None) -> None:
-    # Ctrl-C reaches the whole process group; the parent alone answers it, and stops its workers itself
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_wait_and_exit, args=(parent_lives,), daemon=True).start()
     if lock is not None:
         _held.append(lock)
@@ -69,30 +112,35 @@ def ordered_map(
     chunk: int = CHUNK,
     lock: FileLock | None = None,
 ) -> Iterator[Result]:
-    """Yield `function(item)` for every item, in order, computed by `processes` worker processes.
+    """Yield `function(item)` for every item, in order, computed by this process and `processes - 1` others.
 
-    With one process nothing is spawned; with more, `function` and the items must be picklable. Items are sent
-    to a worker `chunk` at a time. At most four chunks a worker are under way, so an endless iterable is fine.
-    Workers hold `lock` as long as they live. They end with this process, even when it is killed, and at once
-    when the caller stops early or an error is raised. Raises `DataError` when a worker dies.
+    With one process, or one chunk of items, nothing is spawned; else `function` and the items must be picklable.
+    Items are sent to a worker `chunk` at a time. At most four chunks a process are under way, so an endless
+    iterable is fine. Workers hold `lock` as long as they live. They end with this process, even when it is killed,
+    and at once when the caller stops early or an error is raised. Raises `DataError` when a worker dies.
     """
     if processes <= 1:
         yield from map(function, items)
         return
     chunks = _chunks(items, chunk)
+    first = list(islice(chunks, 2))
+    if len(first) < 2:
+        yield from map(function, chain.from_iterable(first))
+        return
+    chunks = chain(first, chunks)
     # spawn: the caller may hold threads or a loaded torch, neither of which survives a fork unharmed
     context = get_context("spawn")
     parent_lives, ours = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(processes, context, _start_worker, (parent_lives, lock))
-    pending: deque[Future[list[Result]]] = deque()
+    pool = ProcessPoolExecutor(processes - 1, context, _start_worker, (parent_lives, lock))
+    pending: deque[_Chunk[Item, Result]] = deque()
     try:
         while True:
             for part in islice(chunks, 4 * processes - len(pending)):
-                pending.append(pool.submit(_map_chunk, function, part))
+                pending.append(_Chunk(pool, function, part))
             if not pending:
                 break
-            yield from pending.popleft().result()
-        pool.shutdown()
+            if pending[0].done() or not any(one.compute() for one in pending):
+                yield from pending.popleft().result()
     except BrokenProcessPool:
         raise DataError(
             "a worker process died, as the system makes it when memory runs out; repeat the call with fewer "

@@ -24,8 +24,9 @@ LINES = 6
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 shard`, `2,000 shards`."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+    """`1 shard`, `2,000 shards`, `2 properties`."""
+    several = f"{noun[:-1]}ies" if noun.endswith("ty") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else several}"
 
 
 class _Rate(ProgressColumn):

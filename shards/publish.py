@@ -8,19 +8,10 @@ from typing import Any
 
 from shards.atomic import replacing
 from shards.errors import DataError
-from shards.manifest import (
-    MANIFEST,
-    SHARD_SCHEMA,
-    SHARD_TABLE,
-    Manifest,
-    Rows,
-    index_name,
-    read_index,
-    read_manifest,
-    write_manifest,
-)
+from shards.manifest import MANIFEST, SHARD_SCHEMA, SHARD_TABLE, Manifest, read_index, read_manifest, write_manifest
 from shards.repeats import Repeats
 from shards.seen import hash64
+from shards.shard_index import Rows, index_name
 from shards.sources.record import Skipped
 from shards.staging import UNITS, Staging
 from shards.units import check_alike, note_path

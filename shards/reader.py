@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from functools import partial
 
 from shards.errors import SampleError
-from shards.manifest import Manifest, ShardIndex, read_index
+from shards.manifest import Manifest, read_index
 from shards.order import LIVE_RUNS
+from shards.shard_index import ShardIndex
 from shards.storage.local import LocalReader
 from shards.storage.location import is_remote
 from shards.storage.pool import DaemonPool

@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 
 from shards.atomic import replacing
-from shards.manifest import INDEX_SCHEMA, Rows, content_hash, image_id_of, write_index
+from shards.shard_index import INDEX_SCHEMA, Rows, content_hash, image_id_of, write_index
 from shards.sources.record import Record, Regions
 
 

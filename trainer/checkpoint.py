@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from model.frameworks import Framework
+from shards.errors import told
 from shards.loader import Position
 from trainer.config import Recipe
 from trainer.errors import RunError
@@ -121,7 +122,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
         files = {name: Written(**written) for name, written in state["files"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{path / STATE}: not a checkpoint's state ({error!r})") from None
+        raise DamagedError(f"{path / STATE}: not a checkpoint's state ({told(error)})") from None
     if WEIGHTS not in files:
         raise DamagedError(f"{path / STATE}: names no {WEIGHTS}")
     for name, written in files.items():

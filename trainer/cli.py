@@ -4,8 +4,10 @@ Nothing heavy is imported here; a command imports what it needs when it runs, so
 """
 
 import sys
+from typing import Any
 
 import typer
+import typer.core
 
 from model.errors import ModelError
 from shards.cli import app as shards_app
@@ -14,7 +16,22 @@ from trainer import commands as run_commands
 from trainer import model_commands
 from trainer.errors import RunError
 
+
+class _Commands(typer.core.TyperGroup):
+    """Says in one line that a command was interrupted, and what the same command does next."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            # whoever has something to go on with says so
+            then = str(stopped) or "nothing is half-written; the same command starts anew"
+            typer.echo(f"itm: interrupted; {then}", err=True)
+            raise typer.Exit(130) from None
+
+
 commands = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     add_completion=False,
@@ -42,9 +59,6 @@ def app() -> None:
     ) as error:  # OSError: a disk that is full, a folder not writable
         typer.echo(f"itm: error: {' '.join(str(error).split())}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("itm: interrupted", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """The subcommands that train and evaluate. Each is one call of a documented function."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from shards.commands.outfile import Overwrite, check_file, write_json
 
 RecipeFile = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe file, such as configs/demo_pretrain.yaml.")
@@ -65,14 +66,17 @@ def train(
         typer.echo(f"{plan.run_dir}: already trained to step {plan.total_steps:,}; raise schedule.epochs to go on")
     if plan.finished and world.size == 1:
         return
-    if world.size > 1:
-        from trainer.loop import train as run
+    try:
+        if world.size > 1:
+            from trainer.loop import train as run
 
-        stopped = run(plan, world, stop)
-    else:
-        from trainer.launch import launch
+            stopped = run(plan, world, stop)
+        else:
+            from trainer.launch import launch
 
-        stopped = launch(plan, stop)
+            stopped = launch(plan, stop)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on from the newest checkpoint, if there is one") from None
     stop.close()
     if stopped:
         raise typer.Exit(stop.exit_code)
@@ -87,6 +91,7 @@ def evaluate(
     ],
     data: Annotated[str, typer.Option(help="Folder of shards to measure on, such as DIR/test, or its URL.")],
     out: Annotated[Path | None, typer.Option(help="JSON file to write the recalls to.")] = None,
+    overwrite: Overwrite = False,
     batch_size: Annotated[int, typer.Option(min=2, help="Images embedded at once.")] = 128,
     workers: Workers = 0,
     dry_run: Annotated[
@@ -97,12 +102,9 @@ def evaluate(
 
     A tie counts against the model: a wrong item that scores as high as the right one ranks before it.
     """
-    import json
-
-    from shards.atomic import replacing
     from shards.progress import progress_bar
 
-    _check_out(out)
+    check_file(out, overwrite)
     from trainer import evaluate as evaluation
     from trainer.checkpoint import find_checkpoint
 
@@ -119,9 +121,7 @@ def evaluate(
     times = measured.result.rsum / measured.chance.rsum
     typer.echo(f"rSum is {times:.1f} times that of chance")
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as stream:
-            stream.write(json.dumps(measured.as_dict(), indent=2).encode() + b"\n")
+        write_json(out, measured.as_dict())
 
 
 def report(
@@ -132,6 +132,7 @@ def report(
         str, typer.Option(help="Folder of shards to measure on and to take the gallery from, or its URL.")
     ],
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    overwrite: Overwrite = False,
     workers: Workers = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")
@@ -140,7 +141,7 @@ def report(
     """Write one self-contained HTML page: curves, the table of recalls, a gallery of queries."""
     from shards.progress import progress_bar
 
-    _check_out(out)
+    check_file(out, overwrite)
     from trainer.checkpoint import find_checkpoint
     from trainer.evaluate import read_split
     from trainer.report.page import check_runs
@@ -172,15 +173,3 @@ def recipe(
             typer.echo(f"{key} = {defaults[key]!r}" + (f"    # {meaning}" if meaning else ""))
         return
     typer.echo(dump_recipe(load_recipe(recipe, overrides or [])), nl=False)
-
-
-def _check_out(out: Path | None) -> None:
-    from trainer.errors import RunError
-
-    if out is None:
-        return
-    if out.is_dir():
-        raise RunError(f"--out {out}: is a folder; give a file name")
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise RunError(f"--out {out}: {above} is no folder that can be written to")

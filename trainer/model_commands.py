@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from shards.commands.outfile import Overwrite, check_file
+
 Model = Annotated[
     Path,
     typer.Argument(metavar="MODEL", help="An exported model, a run (its best checkpoint on val), or a checkpoint."),
@@ -116,6 +118,7 @@ def search(
         Path | None, typer.Option(help="The model that made the embeddings; default: where it then was.")
     ] = None,
     page: Annotated[Path | None, typer.Option(help="HTML file to write, with pictures.")] = None,
+    overwrite: Overwrite = False,
     data: Annotated[
         str | None, typer.Option(help="The shards that were embedded, for --page; default: where they then were.")
     ] = None,
@@ -127,6 +130,7 @@ def search(
         raise RunError("give either --text SENTENCE or --image FILE")
     if image is not None and not image.is_file():
         raise RunError(f"--image {image}: no such file")
+    check_file(page, overwrite, option="--page")
     from trainer.inference import load_model
     from trainer.search.index import open_index
     from trainer.search.query import Query, write_page

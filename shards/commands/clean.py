@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shards.commands.outfile import Overwrite, check_file
 from shards.errors import DataError
 
 if TYPE_CHECKING:
     from shards.manifest import Manifest
 
-Processes = Annotated[int, typer.Option(min=1, help="Worker processes that read and count.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at the output already.")]
+Processes = Annotated[int, typer.Option(min=1, help="Processes that read and count, this one among them.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
 
 
@@ -30,13 +30,12 @@ def concepts(
     Objects are nouns, motions verbs, properties adjectives; inflections count as one word. Reads all captions
     twice, and about 20,000 of them in depth, as English. The same shards give the same file.
     """
+    from shards.progress import counted
     from shards.tools.concepts import TAGGED, mine_concepts, write_vocabulary
     from shards.tools.word_classes import GROUPS
 
     manifests = _manifests(folders)
-    _check_place(out)
-    if not overwrite:
-        _check_new(out, ", or --overwrite to replace it")
+    check_file(out, overwrite)
     samples = sum(manifest.num_samples for manifest in manifests)
     captions = sum(manifest.num_captions for manifest in manifests)
     if dry_run:
@@ -45,12 +44,13 @@ def concepts(
     totals = {"count": samples, "tag": min(TAGGED, captions), "relate": samples}
     with _stages(totals) as progress:
         vocabulary = mine_concepts(manifests, size, processes=processes, progress=progress)
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_vocabulary(out, vocabulary)
     found = [sum(one.group == group for one in vocabulary.concepts) for group in GROUPS]
-    parts = ", ".join(f"{count:,} {_plural(group)}" for group, count in zip(GROUPS, found, strict=True))
+    parts = ", ".join(counted(count, group) for group, count in zip(GROUPS, found, strict=True))
     if sum(found) < size:
         typer.echo(f"the captions have fewer words than asked for: {sum(found):,} of {size:,} concepts", err=True)
-    typer.echo(f"{out}: {parts} of {vocabulary.captions:,} captions")
+    typer.echo(f"{out}: {parts} of {counted(vocabulary.captions, 'caption')}")
 
 
 def decontaminate(
@@ -64,6 +64,7 @@ def decontaminate(
         int, typer.Option(min=0, max=16, help="Bits, of 64, by which the perceptual hashes of copies may differ.")
     ] = 8,
     processes: Processes = 2,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --list's file if there is one.")] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Find, list or leave out the training images that also stand in test sets.
@@ -82,16 +83,16 @@ def decontaminate(
         raise DataError("give --out to write what is left, --list to list the matches, or both")
     training, tests = read_manifest(train), _manifests(against)
     check_sets(training, tests)
-    if out is not None:
-        _check_new(out, "")
-    if listing is not None:
-        _check_place(listing)
-        _check_new(listing, "")
+    if out is not None and out.exists():
+        raise DataError(f"--out {out}: exists already; give another")
+    check_file(listing, overwrite, option="--list")
     totals = {"tests": sum(test.num_samples for test in tests), "train": training.num_samples}
     if dry_run:
         targets = " and ".join(str(path) for path in (out, listing) if path is not None)
         typer.echo(f"would compare {totals['train']:,} images with {totals['tests']:,}, and write {targets}")
         return
+    if listing is not None:
+        listing.parent.mkdir(parents=True, exist_ok=True)
     with _stages(totals) as progress:
         report = compare(
             training, tests, out=out, listing=listing, distance=distance, processes=processes, progress=progress
@@ -102,10 +103,6 @@ def decontaminate(
     typer.echo(f"{training.location}: {found}, {report.exact:,} of them byte by byte")
     if out is not None:
         typer.echo(f"{out}: {report.kept:,} images in {len(report.shards['name']):,} shards")
-
-
-def _plural(group: str) -> str:
-    return f"{group[:-1]}ies" if group.endswith("y") else f"{group}s"
 
 
 def _manifests(folders: Sequence[str]) -> "list[Manifest]":
@@ -119,18 +116,6 @@ def _manifests(folders: Sequence[str]) -> "list[Manifest]":
             raise DataError(f"{manifest.location}: the same shards as {twin}; give each data set once")
         seen[manifest.fingerprint] = manifest.location
     return manifests
-
-
-def _check_new(path: Path, otherwise: str) -> None:
-    if path.exists():
-        raise DataError(f"{path}: exists already; give another{otherwise}")
-
-
-def _check_place(path: Path) -> None:
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder; give a file name")
-    if not path.absolute().parent.is_dir():
-        raise DataError(f"{path}: the folder {path.absolute().parent} does not exist")
 
 
 @contextmanager

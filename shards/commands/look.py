@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
+from shards.commands.outfile import Overwrite, check_file, write_file, write_json
 from shards.errors import DataError
 
 SHOWN = 5
 """Faulty samples of a shard named on the terminal; all of them stand in the file that --out names."""
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder of shards with its manifest.")]
-Processes = Annotated[int, typer.Option(min=1, help="Worker processes.")]
+Processes = Annotated[int, typer.Option(min=1, help="Processes that work, this one among them.")]
 
 
 def verify(
@@ -21,6 +22,7 @@ def verify(
     decode: Annotated[bool, typer.Option(help="Decode every image.")] = True,
     out: Annotated[Path | None, typer.Option(help="JSON file to write with all that was found.")] = None,
     processes: Processes = 2,
+    overwrite: Overwrite = False,
 ) -> None:
     """Check every shard and sample against the manifest: sizes, checksums, places, captions, images.
 
@@ -31,7 +33,7 @@ def verify(
     from shards.progress import counted, progress_bar
     from shards.tools.verify import verify as check
 
-    _check_out(out, (".json",))
+    check_file(out, overwrite, suffixes=(".json",))
     total = len(read_manifest(folder, check_shards=False).names)
     with progress_bar("verify", total) as advance:
         found = check(str(folder), decode=decode, processes=processes, on_shard=lambda: advance(1))
@@ -46,7 +48,7 @@ def verify(
     for warning in found.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if out is not None:
-        _write_json(out, found.as_dict())
+        write_json(out, found.as_dict())
     manifest = found.manifest
     counts = [(total, "shard"), (manifest.num_samples, "sample"), (manifest.num_captions, "caption")]
     verdict = counted(len(found.faults), "fault") if found.faults else "whole"
@@ -64,6 +66,7 @@ def stats(
         Path | None, typer.Option(help="Write all figures to a .json file, or a page with charts to an .html file.")
     ] = None,
     processes: Processes = 2,
+    overwrite: Overwrite = False,
 ) -> None:
     """Tell what a folder of shards holds: captions, words, image sizes, copies.
 
@@ -75,15 +78,15 @@ def stats(
     from shards.tools.stats_page import stats_page
     from shards.tools.stats_text import text
 
-    _check_out(out, (".json", ".html"))
+    check_file(out, overwrite, suffixes=(".json", ".html"))
     manifest = read_manifest(folder)
     with progress_bar("stats", len(manifest.names)) as advance:
         found = folder_stats(manifest, processes=processes, on_shard=lambda: advance(1))
     typer.echo(text(found))
     if out is not None and out.suffix == ".html":
-        _write(out, stats_page(found))
+        write_file(out, stats_page(found))
     elif out is not None:
-        _write_json(out, found)
+        write_json(out, found)
 
 
 def inspect(
@@ -96,6 +99,10 @@ def inspect(
     grep: Annotated[
         str | None, typer.Option(metavar="WORD", help="Only samples with this in a caption, in any case.")
     ] = None,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")
+    ] = False,
 ) -> None:
     """Show samples drawn at random as one HTML page: pictures, captions, keys, sizes, image ids.
 
@@ -103,36 +110,18 @@ def inspect(
     """
     from shards.manifest import read_manifest
     from shards.progress import counted, progress_bar
-    from shards.tools.choose import Choice
+    from shards.tools.choose import Choice, choose
     from shards.tools.inspect import contact_sheet
 
-    _check_out(out, (".html",))
     if key is not None and grep is not None:
         raise DataError("--key and --grep: give one of them")
+    check_file(out, overwrite, suffixes=(".html",))
     manifest = read_manifest(folder)
-    with progress_bar("inspect", None) as advance:
-        page, count = contact_sheet(manifest, Choice(samples, seed, shard, key, grep), advance)
-    _write(out, page)
-    typer.echo(f"{out}: {counted(count, 'sample')}, {len(page) / 1e6:,.1f} MB")
-
-
-def _check_out(out: Path | None, suffixes: tuple[str, ...]) -> None:
-    if out is None:
+    choice = Choice(samples, seed, shard, key, grep)
+    if dry_run:
+        typer.echo(f"would write {out} with {counted(len(choose(manifest, choice)), 'sample')}")
         return
-    if out.suffix not in suffixes or out.is_dir():
-        raise DataError(f"--out {out}: give a file that ends in {' or '.join(suffixes)}")
-    if not out.absolute().parent.is_dir():
-        raise DataError(f"--out {out}: the folder {out.absolute().parent} does not exist")
-
-
-def _write_json(out: Path, found: object) -> None:
-    import json
-
-    _write(out, json.dumps(found, indent=2).encode() + b"\n")
-
-
-def _write(out: Path, data: bytes) -> None:
-    from shards.atomic import replacing
-
-    with replacing(out) as stream:
-        stream.write(data)
+    with progress_bar("inspect", None) as advance:
+        page, count = contact_sheet(manifest, choice, advance)
+    write_file(out, page)
+    typer.echo(f"{out}: {counted(count, 'sample')}, {len(page) / 1e6:,.1f} MB")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Out = Annotated[Path, typer.Option(help="Folder to write to; one folder a split is made in it.")]
 PerShard = Annotated[int, typer.Option(min=1, help="Samples a shard; with --shard-bytes, records a unit of work.")]
-Processes = Annotated[int, typer.Option(min=1, help="Worker processes that read, decode and write.")]
+Processes = Annotated[int, typer.Option(min=1, help="Processes that read, decode and write, this one among them.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace shards that stand in the folder already.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check the input, say what would be written, and write nothing.")

@@ -18,7 +18,7 @@ Locations = Annotated[
 ]
 SplitName = Annotated[str | None, typer.Option(help="Name of the split; by default the folder's.")]
 DatasetName = Annotated[str | None, typer.Option(help="Name of the data set; by default the parent folder's.")]
-Processes = Annotated[int, typer.Option(min=1, help="Worker processes.")]
+Processes = Annotated[int, typer.Option(min=1, help="Processes that work, this one among them.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands there already.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
 
@@ -72,8 +72,11 @@ def index(
         size = sum(tar.stat().st_size for tar in tars)
         typer.echo(f"would index {counted(len(tars), 'tar')}, {size / 1e6:,.1f} MB, into {plan.out}")
         return
-    with progress_bar("index", len(tars)) as advance:
-        report = index_tars(plan, processes=processes, on_shard=lambda: advance(1))
+    try:
+        with progress_bar("index", len(tars)) as advance:
+            report = index_tars(plan, processes=processes, on_shard=lambda: advance(1))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on where it was") from None
     show_skipped(report.first_skipped, report.skipped)
     typer.echo(_summary(plan.out, report))
 

@@ -11,14 +11,14 @@ from shards.commands.options import Writing
 from shards.convert import Options, convert
 from shards.errors import DataError
 from shards.prepare import Resize, load_sample
-from shards.progress import progress_bar
+from shards.progress import counted, progress_bar
 from shards.publish import NAMED, SplitReport, merge, publish, require_whole
 from shards.sources.record import Record, Skipped, Source, Split
 from shards.staging import UNITS, Staging
 
 LOOKED_AT = 1000
 """Items of a split that a dry run reads, and"""
-LOADED = 20
+LOADED = 100
 """samples that it loads with their images: enough to tell a wrong folder."""
 
 
@@ -91,8 +91,9 @@ def tell_published(out: Path, reports: dict[str, SplitReport]) -> None:
     for name, report in reports.items():
         show_skipped(report.first_skipped, report.skipped)
         skipped = f", {report.skipped:,} skipped (see skipped.jsonl)" if report.skipped else ""
-        counts = f"{report.samples:,} images, {report.captions:,} captions, {_shards(report.shards)}"
-        typer.echo(f"{out / name}: {counts}, {report.bytes / 1e6:,.1f} MB{skipped}")
+        counts = [(report.samples, "image"), (report.captions, "caption"), (report.shards, "shard")]
+        told = ", ".join(counted(*each) for each in counts)
+        typer.echo(f"{out / name}: {told}, {report.bytes / 1e6:,.1f} MB{skipped}")
 
 
 def _check_usable(split: Split) -> None:
@@ -105,19 +106,27 @@ def _check_usable(split: Split) -> None:
 def _forecast(split: Split, options: Options) -> str:
     """What a split would become, after a look at its first items and images."""
     seen = list(islice(split.items, LOOKED_AT))
+    records = [item for item in seen if isinstance(item, Record)]
     skipped = [item for item in seen if isinstance(item, Skipped)]
-    loaded = [load_sample(item, Resize()) for item in islice((i for i in seen if isinstance(i, Record)), LOADED)]
-    faults = skipped if len(skipped) == len(seen) else [one for one in loaded if isinstance(one, Skipped)]
-    if len(faults) == len(loaded) or len(skipped) == len(seen):
+    loaded = [load_sample(item, Resize()) for item in records[:LOADED]]
+    broken = [item for item in loaded if isinstance(item, Skipped)]
+    if len(broken) == len(loaded):
+        faults = broken or skipped
         first = f"; the first: {faults[0].name}: {faults[0].reason}" if faults else ""
         raise DataError(
             f"split {split.name}: none of the first {len(loaded) or len(seen):,} samples is usable{first}"
         )
-    show_skipped(faults, len(faults))
-    if split.count is None:
-        return f"an unknown number of samples; of the first {len(seen):,}, {len(skipped):,} would be skipped"
-    shards = _shards(-(-split.count // options.samples_per_shard))
-    return f"{split.count:,} samples in {shards}" + (" or more" if options.shard_bytes else "")
+    left_out = len(skipped) + len(broken)
+    show_skipped([*skipped, *broken], left_out)
+    is_whole = len(seen) < LOOKED_AT
+    tried = f"{left_out:,} of the first {len(seen):,} skipped, {counted(len(loaded), 'image')} tried"
+    total = len(records) - len(broken) if is_whole else split.count
+    if total is None:
+        return f"an unknown number of samples; {tried}"
+    shards = counted(-(-total // options.samples_per_shard), "shard") + (" or more" if options.shard_bytes else "")
+    if is_whole and len(loaded) == len(records):
+        return f"{counted(total, 'sample')} in {shards}" + (f", {left_out:,} skipped" if left_out else "")
+    return f"up to {counted(total, 'sample')} in {shards}; {tried}"
 
 
 def _total(splits: Iterable[Split], options: Options, part: tuple[int, int]) -> int | None:
@@ -145,8 +154,8 @@ def _kept(staging: Staging, names: Sequence[str]) -> Iterator[None]:
         if not staging.root.exists() or not _finished(staging, names):
             return ""
         return (
-            f"finished shards are kept in {staging.root}: repeat the command to go on, or remove that folder to "
-            "discard them"
+            f"finished shards are kept in {staging.root}: repeat the command to go on, or, when input or options "
+            "have changed, with --overwrite, which discards them"
         )
 
     try:
@@ -154,12 +163,7 @@ def _kept(staging: Staging, names: Sequence[str]) -> Iterator[None]:
     except (DataError, OSError) as error:
         raise DataError("; ".join(filter(None, [str(error), hint()]))) from error
     except KeyboardInterrupt:
-        typer.echo(hint() or "nothing was finished yet", err=True)
-        raise
-
-
-def _shards(count: int) -> str:
-    return f"{count:,} shard{'s' * (count != 1)}"
+        raise KeyboardInterrupt(hint() or "nothing was finished yet") from None
 
 
 def show_skipped(first: Sequence[Skipped], count: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from shards.manifest import ShardIndex
+    from shards.shard_index import ShardIndex
 
 ROWS = 512
 """No block crosses a multiple of this many rows: the order of an epoch reads runs of them."""

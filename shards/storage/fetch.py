@@ -7,8 +7,6 @@ from threading import Event
 from shards.errors import DataError
 from shards.storage.cache import Cache
 from shards.storage.location import is_remote, resolve
-from shards.storage.store import Store
-from shards.storage.transfer import DamagedError, transfer
 
 
 def fetch(location: str, cache: Cache | None, sha256: str | None = None) -> Path:
@@ -20,7 +18,13 @@ def fetch(location: str, cache: Cache | None, sha256: str | None = None) -> Path
     location = resolve(location)
     if not is_remote(location):
         return Path(location)
-    cache = cache or Cache()
+    return _fetch(location, cache or Cache(), sha256)
+
+
+def _fetch(location: str, cache: Cache, sha256: str | None) -> Path:
+    from shards.storage.store import Store
+    from shards.storage.transfer import DamagedError, transfer
+
     store = Store(cache.directory, cache.max_bytes)
     key = hashlib.sha256(f"{location}\n{sha256 or ''}".encode()).hexdigest()[:40]
 

@@ -6,7 +6,7 @@ from shards.errors import DataError
 from shards.storage.open_files import SHARED, OpenFiles
 
 if TYPE_CHECKING:
-    from shards.manifest import ShardIndex
+    from shards.shard_index import ShardIndex
 
 
 class LocalReader:

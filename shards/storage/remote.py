@@ -18,7 +18,7 @@ from shards.storage.store import Store
 from shards.storage.transfer import DamagedError, transfer
 
 if TYPE_CHECKING:
-    from shards.manifest import ShardIndex
+    from shards.shard_index import ShardIndex
 
 TABLES = 2 * LIVE_RUNS
 """Block tables kept a reader, as many as there are indexes."""

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.atomic import replacing
-from shards.errors import DataError
+from shards.errors import DataError, told
 from shards.manifest import Manifest
+from shards.progress import counted
 from shards.reader import ShardReader
 from shards.tools.concept_graph import GraphOptions, adjacency
 from shards.tools.sweep import ShardWork, sweep
@@ -92,15 +93,18 @@ def mine_concepts(
     Raises `DataError` when the captions hold no such word at all.
     """
     progress("count", 0)
-    counted = count_words(
+    total = count_words(
         manifests, sample=tagged, processes=processes, on_samples=lambda count: progress("count", count)
     )
     progress("tag", 0)
-    tags = tag_captions(counted.sample, processes=processes, on_captions=lambda count: progress("tag", count))
-    shortlist = _most_frequent(candidates(counted.counts, tags), _group_sizes(round(_SPARE * size)))
+    tags = tag_captions(total.sample, processes=processes, on_captions=lambda count: progress("tag", count))
+    shortlist = _most_frequent(candidates(total.counts, tags), _group_sizes(round(_SPARE * size)))
     if not shortlist:
         names = ", ".join(manifest.location for manifest in manifests)
-        raise DataError(f"{names}: no English noun, verb or adjective in {counted.captions:,} captions")
+        raise DataError(
+            f"{names}: no word of {counted(total.captions, 'caption')} can be a concept: an English noun, verb or "
+            "adjective, but none of place, of amount, or like `picture`; give more captions, or others"
+        )
     progress("relate", 0)
     together = np.zeros((len(shortlist), len(shortlist)), np.int64)
     relate = partial(_relate_shard, forms_of(shortlist), len(shortlist))
@@ -112,7 +116,7 @@ def mine_concepts(
     np.fill_diagonal(co_occurrence, 0)
     concepts = tuple(shortlist[place] for place in chosen)
     return Vocabulary(
-        concepts, exact[chosen], co_occurrence, counted.captions, _sources(manifests), graph or GraphOptions()
+        concepts, exact[chosen], co_occurrence, total.captions, _sources(manifests), graph or GraphOptions()
     )
 
 
@@ -206,4 +210,4 @@ def read_vocabulary(path: Path) -> Vocabulary:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); `itm shards concepts` makes it") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a concept file ({error!r}); make it with `itm shards concepts`") from None
+        raise DataError(f"{path}: not a concept file ({told(error)}); make it with `itm shards concepts`") from None

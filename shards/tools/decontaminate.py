@@ -18,18 +18,9 @@ import numpy.typing as npt
 from shards.atomic import building, replacing
 from shards.decoding import DecodeError
 from shards.errors import DataError
-from shards.manifest import (
-    IMAGE,
-    INDEX_SCHEMA,
-    SHARD_SCHEMA,
-    Manifest,
-    Rows,
-    read_index,
-    read_index_table,
-    write_index,
-    write_manifest,
-)
+from shards.manifest import IMAGE, SHARD_SCHEMA, Manifest, read_index, read_index_table, write_manifest
 from shards.reader import ShardReader
+from shards.shard_index import INDEX_SCHEMA, Rows, write_index
 from shards.storage.location import is_remote
 from shards.tools.perceptual import BITS, HashSearch, perceptual_hash
 from shards.tools.sweep import ShardWork, sweep

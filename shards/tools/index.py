@@ -19,9 +19,10 @@ from typing import Any
 
 from shards.atomic import replacing
 from shards.errors import DataError
-from shards.manifest import MANIFEST, SHARD_SCHEMA, SHARD_TABLE, Rows, index_name, write_index, write_manifest
+from shards.manifest import MANIFEST, SHARD_SCHEMA, SHARD_TABLE, write_manifest
 from shards.parallel import ordered_map
 from shards.publish import SKIPPED, SplitReport
+from shards.shard_index import Rows, index_name, write_index
 from shards.sources.record import Skipped
 from shards.tarwalk import DamagedTarError
 from shards.tools.locate import unique_names

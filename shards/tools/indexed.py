@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from shards.errors import DataError
-from shards.manifest import Manifest, ShardIndex
+from shards.manifest import Manifest
+from shards.shard_index import ShardIndex
 from shards.tarwalk import DamagedTarError, RawSample, open_bytes, samples_in, walk
 
 

@@ -11,10 +11,11 @@ from typing import IO
 
 from shards.decoding import DecodeError, decoding
 from shards.images import open_image
-from shards.manifest import IMAGE, INDEX_SCHEMA, REGIONS, Rows, content_hash, image_id_of
+from shards.manifest import IMAGE, REGIONS
 from shards.members import REGIONS as REGIONS_MEMBER
 from shards.members import image_of, is_image, label_of
 from shards.regions import decode_regions
+from shards.shard_index import INDEX_SCHEMA, Rows, content_hash, image_id_of
 from shards.sources.record import Skipped
 from shards.tarwalk import (
     DamagedTarError,

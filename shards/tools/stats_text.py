@@ -65,16 +65,17 @@ def summary(stats: Stats) -> list[tuple[str, str]]:
         ("size", f"{counted(stats['shards'], 'shard')}, {stats['bytes'] / 1e6:,.1f} MB"),
         ("captions", f"{stats['captions']:,}, {stats['total_words']:,} words"),
         ("vocabulary", f"{stats['vocabulary']:,} different words"),
-        ("repeated images", _repeats(stats["duplicate_images"], "in the same bytes")),
-        ("repeated captions", _repeats(stats["duplicate_captions"], "word for word")),
+        ("repeated images", _repeats(stats["duplicate_images"], "image", "byte for byte")),
+        ("repeated captions", _repeats(stats["duplicate_captions"], "caption", "word for word")),
     ]
 
 
-def _repeats(counts: dict[str, int], how: str) -> str:
+def _repeats(counts: dict[str, int], what: str, how: str) -> str:
     if not counts["copies"]:
         return f"none {how}"
-    beyond = f"{counts['copies']:,} beyond the first of each, one up to {counts['most']:,} times"
-    return f"{counts['values']:,} {how} ({beyond})"
+    copies = f"{counts['copies']:,} {'copies' if counts['copies'] > 1 else 'copy'}"
+    most = f" (up to {counts['most'] - 1:,} of one)" if counts["values"] > 1 else ""
+    return f"{copies}, {how}, of {counted(counts['values'], what)}{most}"
 
 
 def text(stats: Stats) -> str:

@@ -15,20 +15,12 @@ import numpy as np
 from shards.decoding import DecodeError, decoding
 from shards.errors import DataError
 from shards.images import open_image
-from shards.manifest import (
-    IMAGE,
-    REGIONS,
-    Manifest,
-    ShardIndex,
-    content_hash,
-    index_name,
-    read_index,
-    read_manifest,
-)
+from shards.manifest import IMAGE, REGIONS, Manifest, read_index, read_manifest
 from shards.members import REGIONS as REGIONS_MEMBER
 from shards.members import Label, image_of, label_of
 from shards.parallel import ordered_map
 from shards.regions import decode_regions
+from shards.shard_index import ShardIndex, content_hash, index_name
 from shards.storage.location import is_remote, join
 from shards.tarwalk import DamagedTarError, RawSample, samples_in
 from shards.tools.duplicates import Duplicates, Hashes, count_duplicates

@@ -34,7 +34,7 @@ Found = dict[str, torch.Tensor]
 
 def trainer_of(settings: tuple[str, ...], world: World, *more: str) -> Trainer:
     plan = make_plan(load_recipe(WHOLE, [*settings, *more]), world.size)
-    return Trainer(plan, world, torch.device("cpu"), StopRequest())
+    return Trainer(plan, world, torch.device("cpu"), StopRequest(), None, [])
 
 
 def found_of(trainer: Trainer, batches: list[Batch]) -> Found:

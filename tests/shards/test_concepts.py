@@ -237,16 +237,34 @@ def test_two_data_sets_are_counted_together(scenes: Manifest, tmp_path: Path) ->
     assert vocabulary.counts[0] == 600
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"format_version": 1}', b"\xff"])
-def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b" ", "it is empty"),
+        (b"{}", "it has no `format_version`"),
+        (b"[]", "another layout"),
+        (b'{"format_version": 1}', "it has no `concepts`"),
+        (b'{"a":\n1', "no JSON, line 2: "),
+        (b"\xff", "'utf-8' codec can't decode"),
+    ],
+)
+def test_another_file_is_refused_in_plain_words(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "concepts.json").write_bytes(content)
-    with pytest.raises(DataError, match="not a concept file"):
+    with pytest.raises(DataError, match="not a concept file") as raised:
         read_vocabulary(tmp_path / "concepts.json")
+    assert f"not a concept file ({reason}" in str(raised.value)
+
+
+def test_one_concept_is_not_several(tmp_path: Path, itm: Itm) -> None:
+    shards_of(tmp_path / "train", [("a red dog",)])
+    result = itm("shards", "concepts", "train", "--out", "new/concepts.json", "--processes", 1)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "new/concepts.json: 1 object, 0 motions, 1 property of 1 caption\n"
 
 
 def test_captions_without_english_words_are_refused(tmp_path: Path) -> None:
     manifest = shards_of(tmp_path / "train", [("12 34", "!!!")])
-    with pytest.raises(DataError, match="no English noun, verb or adjective"):
+    with pytest.raises(DataError, match="no word of 2 captions can be a concept: an English noun"):
         mine_concepts([manifest])
 
 
@@ -254,7 +272,7 @@ def test_what_stands_at_the_output_stays(scenes: Manifest, tmp_path: Path, itm: 
     (tmp_path / "concepts.json").write_text("mine")
     result = itm("shards", "concepts", scenes.location, "--out", "concepts.json")
     assert result.returncode == 1
-    assert result.stderr.startswith("itm: error: concepts.json: exists already; give another, or --overwrite")
+    assert result.stderr.startswith("itm: error: --out concepts.json: exists already; give another, or --overwrite")
     assert (tmp_path / "concepts.json").read_text() == "mine"
     assert itm("shards", "concepts", scenes.location, "--out", "new.json", "--dry-run").returncode == 0
     assert not (tmp_path / "new.json").exists()

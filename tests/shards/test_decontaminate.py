@@ -223,7 +223,7 @@ def test_a_test_set_without_images_is_refused(folder: Path, tmp_path: Path) -> N
         (("train", "--against", "test", "--against", "test", "--out", "clean"), "give each data set once"),
         (("train", "--against", "test", "--out", "train"), "exists already"),
         (("train", "--against", "test", "--list", "train"), "is a folder"),
-        (("train", "--against", "test", "--list", "none/hits.jsonl"), "does not exist"),
+        (("train", "--against", "test", "--list", "train/manifest.json/hits.jsonl"), "cannot be written to"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -18,13 +18,11 @@ from shards.manifest import (
     MANIFEST,
     SHARD_TABLE,
     Manifest,
-    content_hash,
-    image_id_of,
-    index_name,
     read_index,
     read_manifest,
     write_manifest,
 )
+from shards.shard_index import content_hash, image_id_of, index_name
 from shards.tarsample import parse_sample
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count, islice
-from multiprocessing import active_children
+from multiprocessing import active_children, parent_process
 from pathlib import Path
 
 import psutil
@@ -36,8 +36,11 @@ def fail_at_40(number: int) -> int:
     return number
 
 
-def exit_at_once(_number: int) -> None:
-    os._exit(1)
+def exit_in_a_worker(_number: int) -> None:
+    if parent_process() is not None:
+        os._exit(1)
+    while active_children():  # it has one, which has its share of the work by now or will have
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -51,8 +54,20 @@ def test_one_process_computes_in_this_one() -> None:
     assert set(ordered_map(process_of, range(3), 1)) == {os.getpid()}
 
 
-def test_more_processes_compute_elsewhere() -> None:
-    assert os.getpid() not in set(ordered_map(process_of, range(3), 2))
+def test_with_more_processes_this_one_works_too() -> None:
+    seen: set[int] = set()
+    for process in ordered_map(process_of, count(), 2, chunk=1):
+        seen.add(process)
+        if len(seen) == 2:
+            break
+    assert os.getpid() in seen
+
+
+def test_a_single_chunk_is_not_worth_a_worker() -> None:
+    results = ordered_map(process_of, range(CHUNK), 2)
+    assert next(results) == os.getpid()
+    assert not active_children()
+    assert set(results) == {os.getpid()}
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -91,7 +106,7 @@ def test_an_error_of_the_items_reaches_the_caller(processes: int) -> None:
 
 def test_a_worker_that_dies_is_an_error_and_no_hang() -> None:
     with pytest.raises(DataError, match="a worker process died, as the system makes it when memory runs out"):
-        list(ordered_map(exit_at_once, range(100), 2))
+        list(ordered_map(exit_in_a_worker, range(100), 2, chunk=1))
 
 
 def sleep_long(_number: int) -> None:
@@ -122,7 +137,7 @@ def test_a_caller_that_stops_early_does_not_wait_either() -> None:
 
 
 def sleep_long_after_the_first(number: int) -> int:
-    time.sleep(600 if number else 0)
+    time.sleep(600 if number and parent_process() is not None else 0)
     return number
 
 
@@ -132,13 +147,15 @@ from pathlib import Path
 from shards.lock import FileLock
 from shards.parallel import ordered_map
 
+if __name__ == "__mp_main__":
+    time.sleep(float(sys.argv[2]))
 if __name__ == "__main__":
     lock = FileLock(Path(__file__).with_name("lock"))
     lock.acquire()
     # a test run in the background hands down that interrupts are ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        for _ in ordered_map(time.sleep, [0.001] * 100_000, 2, lock=lock):
+        for _ in ordered_map(time.sleep, [0.001] * 100_000, 3, lock=lock):
             print("under way", flush=True)
             time.sleep(float(sys.argv[1]))
     except KeyboardInterrupt:
@@ -147,13 +164,16 @@ if __name__ == "__main__":
 
 
 @contextmanager
-def under_way(tmp_path: Path, pause: float) -> Iterator[subprocess.Popen[str]]:
-    """A program with two worker processes, in a process group of its own, that takes a result each `pause`."""
+def under_way(tmp_path: Path, pause: float, start: float = 0) -> Iterator[subprocess.Popen[str]]:
+    """A program with two workers beside itself, in a process group of its own, that takes a result each `pause`.
+
+    Its workers take `start` seconds to start.
+    """
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(
-        [sys.executable, script, str(pause)],
+        [sys.executable, script, str(pause), str(start)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -201,9 +221,10 @@ def test_a_lock_ends_with_the_last_worker(tmp_path: Path) -> None:
         lock.close()
 
 
-def test_workers_stay_quiet_when_the_user_interrupts(tmp_path: Path) -> None:
-    with under_way(tmp_path, pause=60) as program:
-        time.sleep(1)  # until the workers wait for work
+@pytest.mark.parametrize("start", [0, 2])
+def test_workers_stay_quiet_when_the_user_interrupts(tmp_path: Path, start: float) -> None:
+    with under_way(tmp_path, pause=60, start=start) as program:
+        time.sleep(1)  # the workers wait for work, or are being started
         os.killpg(program.pid, signal.SIGINT)
         _, errors = program.communicate(timeout=30)
     assert (program.returncode, errors) == (130, "")

@@ -245,6 +245,52 @@ def test_a_dry_run_tells_what_would_be_written_and_writes_nothing(itm: Itm, data
     assert listing(data_set) == before
 
 
+def test_a_dry_run_names_what_the_run_leaves_out(itm: Itm, tmp_path: Path) -> None:
+    for number in range(6):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number) if number else b"no image")
+        (tmp_path / f"{number}.txt").write_text(" " if number == 1 else "a picture")
+    (tmp_path / "orphan.txt").write_text("of no image")
+    command = ("shards", "convert", "folder", "--root", ".", "--out", "out")
+    dry = itm(*command, "--dry-run")
+    assert dry.stdout == "would write out/train: 4 samples in 1 shard, 3 skipped\n"
+    named = {line.split(":")[0] for line in dry.stderr.splitlines()}
+    assert named == {"skipped 0.jpg", "skipped 1.jpg", "skipped orphan.txt"} or "skipped 0" in named
+    done = itm(*command)
+    assert done.stdout.startswith("out/train: 4 images, 4 captions, 1 shard, ")
+    assert sorted(done.stderr.splitlines()) == sorted(dry.stderr.splitlines())
+
+
+def test_a_dry_run_of_much_says_that_it_saw_a_part(itm: Itm, tmp_path: Path) -> None:
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "t.csv").write_text(
+        "image,caption\n" + "".join(f"0.jpg,caption {n}\n0.jp,no\n" for n in range(120))
+    )
+    dry = itm("shards", "convert", "table", "--table", "t.csv", "--out", "out", "--dry-run")
+    assert dry.stdout == (
+        "would write out/train: up to 190 samples in 1 shard; 50 of the first 240 skipped, 100 images tried\n"
+    )
+    assert dry.stderr.endswith("skipped 40 more\n")
+
+
+def test_what_an_input_that_was_mended_needs_is_what_the_message_said(itm: Itm, data_set: Path) -> None:
+    """Nothing of `val` is usable: the annotations are mended, then the same command with --overwrite."""
+    annotations = json.loads((data_set / "a.json").read_text())
+    mended = json.dumps(annotations)
+    for entry in annotations["images"]:
+        if entry["split"] == "val":
+            entry["filename"] = "missing.jpg" + entry["filename"]
+    (data_set / "a.json").write_text(json.dumps(annotations))
+    refused(
+        itm(*KARPATHY),
+        "split val: no usable sample",
+        "with --overwrite, which discards",
+    )
+    (data_set / "a.json").write_text(mended)
+    refused(itm(*KARPATHY), "an unfinished conversion of other input", "--overwrite to discard it")
+    assert itm(*KARPATHY, "--overwrite").returncode == 0
+    assert read_manifest(data_set / "out" / "val").num_samples == 2
+
+
 def test_a_dry_run_refuses_what_the_run_would_refuse(itm: Itm, data_set: Path) -> None:
     (data_set / "out" / "val").mkdir(parents=True)
     refused(itm(*KARPATHY, "--dry-run"), "out/val: exists already; give another --out, or --overwrite")
@@ -435,7 +481,7 @@ def test_the_published_annotations_without_images_are_one_clear_line(
     (tmp_path / "images").mkdir()
     command = ("shards", "convert", "karpathy", "--annotations", published, "--images", "images", "--out", "out")
     missing = "COCO_val2014_000000391895: the image file is missing"
-    refused(itm(*command, "--dry-run"), "split test: none of the first 20 samples is usable", missing)
+    refused(itm(*command, "--dry-run"), "split test: none of the first 100 samples is usable", missing)
     refused(itm(*command), f"split test: no usable sample; the first of 5,000: {missing}")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
@@ -535,7 +581,10 @@ def test_a_conversion_that_was_stopped_goes_on(tmp_path: Path, how: signal.Signa
     assert stopped.returncode != 0
     if how == signal.SIGINT:
         assert stopped.returncode == 130
-        assert errors.startswith("finished shards are kept in out/.partial: repeat the command to go on, or remove")
+        assert errors == (
+            "itm: interrupted; finished shards are kept in out/.partial: repeat the command to go on, or, when "
+            "input or options have changed, with --overwrite, which discards them\n"
+        )
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".partial"]
     again = subprocess.run(stopped.args, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert again.returncode == 0

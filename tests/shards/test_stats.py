@@ -160,6 +160,14 @@ def test_a_folder_of_one_sample_has_a_text_and_a_page(tmp_path: Path) -> None:
     parsed(stats_page(stats))
 
 
+def test_copies_are_told_in_words(tmp_path: Path) -> None:
+    assert "repeated captions none word for word" in text(folder_stats(folder_of(tmp_path / "a", [["one"]])))
+    shown = text(folder_stats(folder_of(tmp_path / "b", [["one"], ["one"]])))
+    assert "repeated captions 1 copy, word for word, of 1 caption\n" in shown
+    shown = text(folder_stats(folder_of(tmp_path / "c", [["one"], ["one"], ["one"], ["two"], ["two"]])))
+    assert "repeated captions 3 copies, word for word, of 2 captions (up to 2 of one)\n" in shown
+
+
 def test_the_command_prints_a_table_and_writes_files(tmp_path: Path, itm: Itm) -> None:
     write_ours(tmp_path / "train", samples=12, per_shard=5, captions=3)
     done = itm("shards", "stats", "train", "--out", "stats.json")

@@ -9,8 +9,9 @@ import pytest
 import webdataset
 
 from shards.convert import Options, write_split
-from shards.manifest import content_hash, read_index, read_index_table, read_manifest
+from shards.manifest import read_index, read_index_table, read_manifest
 from shards.reader import ShardReader
+from shards.shard_index import content_hash
 from shards.sources.record import Record
 from shards.tarsample import parse_sample
 from shards.tarwriter import Sample, encode, writing_shard

@@ -19,9 +19,10 @@ from shards.commands.tars import index as index_command
 from shards.errors import DataError
 from shards.evaluation import EvaluationDataset, Span
 from shards.images import center_crop
-from shards.manifest import content_hash, image_id_of, read_index, read_manifest
+from shards.manifest import read_index, read_manifest
 from shards.publish import NAMED, SplitReport
 from shards.reader import ShardReader
+from shards.shard_index import content_hash, image_id_of
 from shards.tarwalk import samples_of
 from shards.tools.index import STAGING, Plan, index_tars
 from shards.tools.locate import find_tars, unique_names

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import DataError
-from shards.manifest import read_index, read_index_table, read_manifest, write_index
+from shards.manifest import read_index, read_index_table, read_manifest
+from shards.shard_index import write_index
 from shards.tools.duplicates import count_duplicates
 from shards.tools.index import Plan, index_tars
 from shards.tools.locate import find_tars
@@ -218,7 +219,7 @@ def test_the_command_names_the_faults_and_fails(folder: Path, itm: Itm, tmp_path
     assert json.loads((tmp_path / "found.json").read_bytes())["whole"] is True
     tar = folder / "train-000000.tar"
     change(tar, 600, b"\xff\xff")
-    done = itm("shards", "verify", folder, "--no-decode", "--out", "found.json")
+    done = itm("shards", "verify", folder, "--no-decode", "--out", "found.json", "--overwrite")
     assert done.returncode == 1
     assert done.stdout == f"{folder}: 3 shards, 12 samples, 36 captions: 2 faults, images not decoded\n"
     assert f"{tar}: sample picture-0000: damaged: another checksum" in done.stderr.splitlines()

@@ -74,6 +74,7 @@ def write_page(query: Query, results: list[Result], manifest: Manifest, out: Pat
         results=[(result, pictures[result.sample]) for result in results],
         split=manifest,
     )
+    out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as stream:
         stream.write(page.encode())
 
