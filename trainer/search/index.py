@@ -137,7 +137,7 @@ def _recall(index: Any, embeddings: Path, side: Side, about: About) -> float:
         first += len(block)
     exact.finalize()
     _, found = index.search(queries, top)
-    hits = sum(len(np.intersect1d(a, b)) for a, b in zip(exact.I, found, strict=True))
+    hits: int = sum(len(np.intersect1d(a, b)) for a, b in zip(exact.I, found, strict=True))
     return round(hits / (top * len(queries)), 4)
 
 
