@@ -12,6 +12,7 @@ import typer.core
 from model.errors import ModelError
 from shards.cli import app as shards_app
 from shards.errors import DataError
+from slurm import commands as slurm_commands
 from trainer import commands as run_commands
 from trainer import model_commands
 from trainer.errors import RunError
@@ -45,6 +46,8 @@ commands.command()(run_commands.report)
 commands.command()(run_commands.recipe)
 for command in (model_commands.export, model_commands.embed, model_commands.index, model_commands.search):
     commands.command()(command)
+commands.command()(slurm_commands.submit)
+commands.command()(slurm_commands.status)
 
 
 def app() -> None:

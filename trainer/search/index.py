@@ -126,7 +126,8 @@ def _recall(index: Any, embeddings: Path, side: Side, about: About) -> float:
     """Against exact search, for some of the items as queries."""
     import faiss
 
-    count, top = getattr(about, side), min(TOP, getattr(about, side))
+    count: int = getattr(about, side)
+    top = min(TOP, count)
     rows = np.unique(np.linspace(0, count - 1, min(count, QUERIES)).astype(np.int64))
     queries = _rows(embeddings, side, about, rows)
     exact = faiss.ResultHeap(len(queries), top, keep_max=True)
@@ -137,7 +138,7 @@ def _recall(index: Any, embeddings: Path, side: Side, about: About) -> float:
         first += len(block)
     exact.finalize()
     _, found = index.search(queries, top)
-    hits = sum(len(np.intersect1d(a, b)) for a, b in zip(exact.I, found, strict=True))
+    hits: int = sum(len(np.intersect1d(a, b)) for a, b in zip(exact.I, found, strict=True))
     return round(hits / (top * len(queries)), 4)
 
 

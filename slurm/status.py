@@ -1,0 +1,67 @@
+"""`itm status`: where a run stands, from its folder and from Slurm's queue. Loads nothing heavy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from slurm import queue
+from slurm.submit import FOLDER, JOBS
+from trainer.errors import RunError
+
+METRICS, STATE = "metrics.jsonl", "state.json"
+
+
+def status(run: Path) -> list[str]:
+    """A line each for the state, the progress, the checkpoints and the jobs. Raises `RunError` for no run."""
+    if not run.is_dir():
+        raise RunError(f"{run}: no such run")
+    lines = [f"run         {run}"]
+    state = _read(run / STATE)
+    rows = _rows(run / METRICS)
+    if state:
+        lines.append(f"state       {state['state']}, step {state['step']:,} of {state['total_steps']:,}")
+    if rows:
+        last = rows[-1]
+        lines.append(
+            f"progress    step {last['step']:,}, epoch {last['epoch']:.2f}, loss {last['loss']:.4f}, "
+            f"{last['samples_per_second']:,.0f} samples/s"
+        )
+    checkpoints = sorted(path.parent for path in run.glob("checkpoints/step-*/state.json"))
+    lines.append(f"checkpoint  {checkpoints[-1].name if checkpoints else 'none yet'}")
+    jobs = _rows(run / FOLDER / JOBS)
+    for job in jobs:
+        lines.append(f"job         {job['id']} {job['name']}: {_job(job['id'])}")
+    if not (state or rows or checkpoints or jobs):
+        raise RunError(f"{run}: neither a run nor one that was submitted")
+    return lines
+
+
+def _job(identity: str) -> str:
+    found = queue.describe(identity)
+    if not found:
+        return "no longer known to Slurm"
+    state, reason = found["JobState"], found.get("Reason", "None")
+    said = state if reason == "None" else f"{state} ({reason})"
+    restarts = int(found.get("Restarts", "0"))
+    nodes = found.get("NodeList", "(null)")
+    return (
+        said
+        + (f", restarted {restarts} time{'s' * (restarts != 1)}" if restarts else "")
+        + (f", on {nodes}" if nodes != "(null)" else "")
+        + (f", exit code {found['ExitCode']}" if state in ("FAILED", "COMPLETED", "NODE_FAIL", "TIMEOUT") else "")
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; a last line that a kill cut short is left out."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# In the place of `itm`: keeps its promises about exit codes and signals, without its weight.
+#   stand_in.sh train BEHAVIOUR run.dir=DIR
+behaviour=$2 run=${3#run.dir=} restart=${SLURM_RESTART_COUNT:-0}
+echo "rank $SLURM_PROCID of $SLURM_NTASKS on $SLURMD_NODENAME, restart $restart" >> "$run/starts"
+ends() { [ -e "$run/outcome" ] || echo "$*" > "$run/outcome"; }
+save() { echo "saved" >> "$run/saves"; ends saved 85; exit 85; }
+for_ever() { trap save USR1 TERM; while :; do sleep 0.1; done; }
+case $behaviour in
+  once) [ "$restart" -ge 1 ] || for_ever ;;
+  twice) [ "$restart" -ge 2 ] || for_ever ;;
+  fails) [ "$SLURM_PROCID" != 1 ] || { ends failed 3 rank 1 is unwell; exit 3; }; for_ever ;;
+  environment) echo "$OMP_NUM_THREADS ${FOO:-none}" >> "$run/environment" ;;
+esac
+ends finished 0

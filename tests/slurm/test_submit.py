@@ -1,0 +1,119 @@
+"""What `itm submit` writes and refuses, without a Slurm."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+from slurm import queue
+from slurm.chain import read_chain
+from slurm.resources import Resources
+from slurm.submit import training_jobs
+from tests.conftest import REPOSITORY
+from trainer.cli import commands
+from trainer.config import Recipe
+from trainer.errors import RunError
+
+CHAIN = REPOSITORY / "configs/chains/flickr8k.yaml"
+DEMO = str(REPOSITORY / "configs/demo_pretrain.yaml")
+
+
+@pytest.fixture
+def partitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = ["main* 3", "high 2", "high 5"]
+    monkeypatch.setattr(
+        queue,
+        "run",
+        lambda command: "".join(f"{row}\n" for row in rows if "-p" not in command or command[-1] in row),
+    )
+
+
+def test_the_options_are_those_that_were_asked_for() -> None:
+    lines = Resources(
+        nodes=3, gpus_per_node=4, time="1-00:00:00", sbatch=["constraint=a100", "exclusive"]
+    ).options()
+    assert lines == [
+        "nodes=3",
+        "ntasks-per-node=4",
+        "gpus-per-node=4",
+        "cpus-per-task=8",
+        "time=1-00:00:00",
+        "constraint=a100",
+        "exclusive",
+    ]
+    assert "ntasks-per-node=1" in Resources(gpus_per_node=0).options()
+    for wrong in (
+        {"time": "a day"},
+        {"sbatch": ["--exclusive"]},
+        {"sbatch": ["comment=a\nrm -rf /"]},
+        {"nodes": 0},
+    ):
+        with pytest.raises(ValidationError):
+            Resources.model_validate(wrong)
+
+
+def test_more_nodes_than_there_are_is_refused(partitions: None) -> None:
+    queue.check_nodes(Resources(nodes=3))
+    queue.check_nodes(Resources(nodes=7, partition="high"))
+    with pytest.raises(RunError, match="--nodes 4: partition main has 3"):
+        queue.check_nodes(Resources(nodes=4))
+    with pytest.raises(RunError, match="no such partition"):
+        queue.check_nodes(Resources(partition="gone"))
+
+
+def test_without_slurm_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RunError, match="sinfo: not found"):
+        queue.check_nodes(Resources())
+
+
+def test_a_chain_waits_in_order() -> None:
+    jobs = read_chain(CHAIN, Path("chain"))
+    assert [(job.name, [before.name for before in job.after]) for job in jobs] == [
+        ("1-convert", []),
+        ("1-convert-merge", ["1-convert"]),
+        ("flickr8k", ["1-convert-merge"]),
+        ("3-evaluate", ["flickr8k"]),
+        ("4-report", ["3-evaluate"]),
+    ]
+    assert "#SBATCH --array=1-4\n" in jobs[0].script
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ([], "no stage in it"),
+        ([{"stage": "cook"}], "cook"),
+        ([{"stage": "report", "runs": ["a"], "data": "b"}], r"report\.out: Field required"),
+        ([{"stage": "train", "name": "a", "recipe": "nowhere.yaml"}], "no such recipe"),
+        ([{"stage": "train", "name": "a", "recipe": DEMO}], "run.dir: not given"),
+        ([{"stage": "train", "name": "a", "recipe": DEMO, "settings": ["run.dir=r"]}] * 2, "have one name"),
+    ],
+)
+def test_a_chain_s_mistakes_are_named(tmp_path: Path, change: list[dict[str, object]], said: str) -> None:
+    path = tmp_path / "chain.yaml"
+    path.write_text(yaml.safe_dump(change))
+    with pytest.raises(RunError, match=said):
+        read_chain(path, tmp_path)
+
+
+def test_repeated_jobs_follow_each_other_however_they_end() -> None:
+    recipe = Recipe.model_validate({"run": {"dir": "runs/a b"}})
+    jobs = training_jobs(recipe, Resources(), repeat=3)
+    assert [(job.name, [before.name for before in job.after], job.any_end) for job in jobs] == [
+        ("a b-1", [], True),
+        ("a b-2", ["a b-1"], True),
+        ("a b-3", ["a b-2"], True),
+    ]
+    assert "'run.dir=runs/a b'" in jobs[0].script
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        commands, ["submit", DEMO, f"run.dir={tmp_path / 'run'}", "--dry-run"], catch_exceptions=False
+    )
+    assert done.exit_code == 0
+    assert "#SBATCH --signal=B:USR1@300" in done.output
+    assert list(tmp_path.iterdir()) == []
