@@ -1,7 +1,5 @@
 """The training loop: from a plan to a trained run."""
 
-import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -33,6 +31,7 @@ from trainer.gradient_cache import cached_gradients
 from trainer.guard import Guard
 from trainer.inputs import caption_tokenizer, image_side
 from trainer.logs import RunLog
+from trainer.meter import Meter
 from trainer.metrics import retrieval
 from trainer.optimizer_step import OptimizerStep
 from trainer.plan import Plan, identity
@@ -182,7 +181,7 @@ class Trainer:
     def _train(self, log: RunLog | None) -> bool:
         recipe, plan = self.recipe, self.plan
         checkpoint_every = plan.steps_between(recipe.checkpoint.every_epochs)
-        meter = _Meter(recipe.data.global_batch_size, self.step)
+        meter = Meter(recipe.data.global_batch_size, self.step)
         self.engine.train()
         if plan.owes_evaluation and self._save(log, evaluates=True):
             return True
@@ -315,30 +314,3 @@ class Trainer:
 
 class _StoppedError(Exception):
     """The run was asked to stop in the middle of an evaluation, which a resumed run will make up for."""
-
-
-class _Meter:
-    """Throughput, and the share of the time spent waiting for data, since the last reading."""
-
-    def __init__(self, global_batch_size: int, step: int) -> None:
-        self.global_batch_size = global_batch_size
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        self.first_step, self.started, self.waited = step, time.perf_counter(), 0.0
-
-    def waiting(self, batches: Iterator[Batch]) -> Batch:
-        begin = time.perf_counter()
-        batch = next(batches)
-        self.waited += time.perf_counter() - begin
-        return batch
-
-    def read(self, step: int) -> dict[str, float]:
-        elapsed = time.perf_counter() - self.started
-        samples = (step - self.first_step) * self.global_batch_size
-        row = {
-            "samples_per_second": round(samples / elapsed, 2),
-            "data_wait": round(self.waited / elapsed, 4),
-        }
-        self.restart(step)
-        return row
