@@ -23,6 +23,9 @@ def train(
         int | None,
         typer.Option(min=1, help="Processes to start on this machine; torchrun and srun bring their own."),
     ] = None,
+    trace: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Trace step N into run.dir/trace: log.trace_step=N.")
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Check recipe, data and run folder, say what would run, write nothing."),
@@ -44,7 +47,8 @@ def train(
     from trainer.errors import RunError
     from trainer.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
+    traced = [] if trace is None else [f"log.trace_step={trace}"]
+    loaded = load_recipe(recipe, [*(overrides or []), *traced])
     stop.allow(loaded.run.max_minutes)
     world = read_world()
     if world.size > 1 and processes not in (None, world.size):

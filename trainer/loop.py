@@ -41,6 +41,7 @@ from trainer.quarantine import Quarantine
 from trainer.recipe import dump_recipe
 from trainer.schedule import learning_rate_scale
 from trainer.sentinel import check_ranks
+from trainer.trace import Tracer
 from trainer.watchdog import Watchdog
 
 NAMED = 8
@@ -154,8 +155,7 @@ class Trainer:
         with ExitStack() as stack:
             log = None
             if self.world.is_main:
-                tensorboard = self.recipe.log.tensorboard
-                log = stack.enter_context(RunLog(plan.run_dir, plan.total_steps, self.step, tensorboard))
+                log = stack.enter_context(RunLog(plan.run_dir, plan.total_steps, self.step, self.recipe))
                 with replacing(plan.run_dir / "recipe.yaml") as stream:
                     stream.write(dump_recipe(self.recipe).encode())
                 self._keep_concepts()
@@ -181,13 +181,15 @@ class Trainer:
     def _train(self, log: RunLog | None) -> bool:
         recipe, plan = self.recipe, self.plan
         checkpoint_every = plan.steps_between(recipe.checkpoint.every_epochs)
-        meter = Meter(recipe.data.global_batch_size, self.step)
+        meter = Meter(recipe, self.device, self.world.rank, self.step)
+        tracer = Tracer(recipe.log.trace_step, plan.run_dir, self.world.rank, self.device)
         self.engine.train()
         if plan.owes_evaluation and self._save(log, evaluates=True):
             return True
         batches = iter(self.loader)
         while self.step < plan.total_steps:
-            losses, lr, applied, stopping = self._step(meter.waiting(batches))
+            with tracer.around(self.step + 1):
+                losses, lr, applied, stopping = self._step(meter.waiting(batches))
             if applied:
                 self.step += 1
                 if log:
@@ -202,9 +204,9 @@ class Trainer:
             if due or stopping or (applied and self.step % recipe.run.sentinel_every == 0):
                 self._compare_ranks()
             if logs:
-                row = self._measure(losses, lr)
+                row = self._measure(losses, lr) | meter.read(self.step)
                 if log:
-                    log.metrics(row | meter.read(self.step))
+                    log.metrics(row, losses)
             if due or stopping:
                 stopping = self._save(log, evaluates=evaluates and not stopping) or stopping
                 meter.restart(self.step)
