@@ -127,7 +127,7 @@ class RunLog:
     def _left(self, step: int) -> str:
         """At the speed so far, evaluations and checkpoints included; the first step, which warms up, left out."""
         now = time.monotonic()
-        if self._first is None or step == self._total_steps:
+        if self._first is None or step <= self._first[1] or step == self._total_steps:
             self._first = (now, step)
             return ""
         begun, first = self._first
