@@ -23,7 +23,9 @@ NOTICE = timedelta(seconds=30)
 def meet(world: World, device: torch.device) -> Store:
     """The store at MASTER_ADDR and MASTER_PORT, once all processes have come to it; every rank calls it.
 
-    Raises `RunError`, on every rank, where some do not come, two have one rank or one GPU, or some alone have GPUs.
+    Where some do not come, two have one GPU, or some alone have GPUs, the main process raises `RunError`, which the
+    user reads once, and the others end with 1. Any process raises it that cannot come to the place, or whose rank
+    another has.
     """
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
@@ -46,7 +48,10 @@ def meet(world: World, device: torch.device) -> Store:
             f"({str(error).splitlines()[0].rstrip('.')}); start as many processes as WORLD_SIZE says, or give "
             "another MASTER_PORT if this one is taken"
         ) from None
+    if verdict and not world.is_main:
+        raise SystemExit(1)
     if verdict:
+        time.sleep(1)  # the store goes with this process, and the others still read
         raise RunError(verdict)
     store.set_timeout(TIMEOUT)
     return PrefixStore("group", store)

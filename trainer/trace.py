@@ -22,7 +22,8 @@ ROWS = 40
 class Tracer:
     """Traces the step of number `step`; any other step costs a comparison.
 
-    The step before it warms the profiler up, so that the profiler's own start is not in the trace. Each rank writes
+    The step before it warms the profiler up, so that the profiler's own start is not in the trace; a step that is
+    skipped and so done again is traced again. Each rank writes
     `run_dir/trace/step-N-rank-R.json.gz`, which ui.perfetto.dev and chrome://tracing open, and beside it, as
     text, a table of the operations that took longest.
     """
@@ -40,10 +41,11 @@ class Tracer:
             return
         if self._profile is None:
             self._profile = self._started(self.step - step)
-        yield
-        if step < self.step:
+        elif step == self.step:
+            # here and not after the step before, whose metrics and checkpoint would be in the trace
             self._profile.step()
-        else:
+        yield
+        if step == self.step:
             self._profile.stop()
             self._profile = None
 

@@ -42,7 +42,7 @@ def met(ranks: Sequence[int], size: int) -> list[Any]:
     def one(rank: int) -> Any:
         try:
             outcome: Any = meet(World(rank, size, rank), CPU)
-        except RunError as error:
+        except (RunError, SystemExit) as error:
             outcome = error
         over.wait()
         return outcome
@@ -59,8 +59,9 @@ def test_all_who_come_share_a_store() -> None:
 
 @pytest.mark.usefixtures("hasty")
 def test_who_did_not_come_is_named(capsys: pytest.CaptureFixture[str], place: int) -> None:
-    for error in met([0, 2], 3):
-        assert f"process 1 of 3 did not come to 127.0.0.1:{place}" in str(error)
+    error, other = met([0, 2], 3)
+    assert f"process 1 of 3 did not come to 127.0.0.1:{place}" in str(error)
+    assert isinstance(other, SystemExit), "it is said once"
     assert f"waiting for process 1 of 3 at 127.0.0.1:{place}" in capsys.readouterr().err
 
 
@@ -87,10 +88,11 @@ def test_a_port_that_is_taken_is_named(place: int) -> None:
             meet(World(0, 1, 0), CPU)
 
 
-def test_what_is_wrong_is_said_to_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_ends_every_process_and_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "_identity", lambda _device: "gpu-7")
-    errors = met(range(3), 3)
-    assert all("processes 0 and 1 have the same GPU" in str(error) for error in errors)
+    error, *others = met(range(3), 3)
+    assert "processes 0 and 1 have the same GPU" in str(error)
+    assert all(isinstance(other, SystemExit) and other.code == 1 for other in others)
 
 
 def test_devices() -> None:
