@@ -4,7 +4,7 @@ Nothing heavy is imported here; a command imports what it needs when it runs, so
 """
 
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 import typer.core
@@ -39,6 +39,16 @@ commands = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train, fine-tune and evaluate image-text matching models (AAHR, AMSPS).",
 )
+
+
+@commands.callback()
+def _launched(
+    local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
+) -> None:
+    # deepspeed's launcher gives it to every process, and sets LOCAL_RANK alike
+    pass
+
+
 commands.add_typer(shards_app, name="shards")
 commands.command()(run_commands.train)
 commands.command("eval")(run_commands.evaluate)

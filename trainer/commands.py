@@ -1,5 +1,6 @@
 """The subcommands that train and evaluate. Each is one call of a documented function."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,10 @@ def train(
     overrides: Overrides = None,
     processes: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes to start on this machine; torchrun and srun bring their own."),
+        typer.Option(min=1, help="Processes to start on this machine; a launcher such as torchrun brings its own."),
+    ] = None,
+    trace: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Trace step N into run.dir/trace: log.trace_step=N.")
     ] = None,
     dry_run: Annotated[
         bool,
@@ -42,14 +46,15 @@ def train(
     stop = StopRequest()
     stop.listen()  # before torch is imported, which takes seconds
     from trainer.distributed import read_world
-    from trainer.errors import RunError
+    from trainer.launchers import check_processes
     from trainer.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
+    traced = [] if trace is None else [f"log.trace_step={trace}"]
+    loaded = load_recipe(recipe, [*(overrides or []), *traced])
     stop.allow(loaded.run.max_minutes)
+    if not dry_run:
+        check_processes(os.environ, processes)
     world = read_world()
-    if world.size > 1 and processes not in (None, world.size):
-        raise RunError(f"--processes {processes}: the launcher has started {world.size}; leave the option out")
     from trainer.plan import make_plan
 
     plan = make_plan(loaded, world.size if world.size > 1 else processes or 1)

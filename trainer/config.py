@@ -134,6 +134,12 @@ class EngineConfig(_Config):
 class LogConfig(_Config):
     every_steps: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
     tensorboard: bool = Field(True, description="write run.dir/tensorboard")
+    wandb: Literal["offline", "online"] | None = Field(
+        None, description="Weights & Biases: offline writes run.dir/wandb, for `wandb sync`; online also sends it"
+    )
+    trace_step: int | None = Field(
+        None, ge=1, description="the step to trace into run.dir/trace, as torch.profiler sees it; null: none"
+    )
 
 
 class EvaluationConfig(_Config):

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from trainer.errors import RunError
+from trainer.launchers import check_launcher
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -51,7 +52,11 @@ def first_host(node_list: str) -> str:
 
 
 def read_world() -> World:
-    """The world that the environment describes: torchrun's variables, else srun's, else one process."""
+    """The world that the environment describes: torchrun's variables, else srun's, else one process.
+
+    Raises `RunError` where the launchers' variables do not fit together.
+    """
+    check_launcher(os.environ)
     if "RANK" not in os.environ:
         os.environ.update(slurm_environment(dict(os.environ)))
     if "RANK" not in os.environ:
@@ -76,6 +81,7 @@ def device_of(world: World) -> torch.device:
 def start(world: World, device: torch.device) -> None:
     """Join the process group: NCCL on GPUs, gloo on the CPU. DeepSpeed needs one even for one process."""
     from trainer.deepspeed_setup import prepare_deepspeed
+    from trainer.rendezvous import meet
 
     if "RANK" not in os.environ:
         port = free_port()
@@ -87,6 +93,7 @@ def start(world: World, device: torch.device) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend,
+        store=meet(world, device),
         timeout=TIMEOUT,
         rank=world.rank,
         world_size=world.size,

@@ -1,15 +1,21 @@
-"""What a run writes down as it goes: JSON lines, TensorBoard, and a live line in the terminal."""
+"""What a run writes down as it goes: JSON lines, boards, and a live line in the terminal."""
 
 import json
 import time
+from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from shards.atomic import replacing
+from trainer.boards import open_boards
+from trainer.config import Recipe
 from trainer.lease import Lease
+from trainer.recipe import flatten
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
@@ -32,42 +38,43 @@ def _cut_after(path: Path, step: int) -> None:
         stream.writelines(json.dumps(row).encode() + b"\n" for row in kept)
 
 
+class _Progress(Progress):
+    """A bar, and below it a line of its own."""
+
+    below = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.below, style="dim")
+
+
 class RunLog:
     """The main process's log of the run whose lease it has. Use as a context manager."""
 
-    def __init__(self, lease: Lease, total_steps: int, start_step: int, tensorboard: bool) -> None:
+    def __init__(self, lease: Lease, total_steps: int, start_step: int, recipe: Recipe) -> None:
         self._lease, run_dir = lease, lease.run_dir
         for name in (METRICS, EVALUATIONS):
             _cut_after(run_dir / name, start_step)
         self._metrics = (run_dir / METRICS).open("a")
         self._evaluations = (run_dir / EVALUATIONS).open("a")
-        self._board: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
+        self._boards = open_boards(recipe, run_dir, start_step)
         self.console = Console(stderr=True, highlight=False)
-        columns = (
-            TextColumn("train"),
-            BarColumn(20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
-        )
-        self._progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        columns = (BarColumn(12), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        self._progress = _Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self._task = self._progress.add_task("train", total=total_steps, completed=start_step, text="")
         self._total_steps, self._last_line, self._embedded = total_steps, 0.0, 0
+        self._first: tuple[float, int] | None = None
 
     def __enter__(self) -> "RunLog":
         self._progress.start()
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, error: object, *_details: object) -> None:
         self._progress.stop()
         self._metrics.close()
         self._evaluations.close()
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards:
+            board.close(failed=error is not None)
 
     def note(self, text: str) -> None:
         """Print one line."""
@@ -81,19 +88,32 @@ class RunLog:
         self._embedded += images
         self._progress.update(self._task, text=f"evaluating: {self._embedded:,} images")
 
-    def metrics(self, row: dict[str, Any]) -> None:
-        """Log one step: `step`, `loss` and whatever else was measured."""
+    def metrics(self, row: dict[str, Any], terms: Iterable[str] = ()) -> None:
+        """Log one step: `step`, `loss` and whatever else was measured; `terms` are shown by name."""
         self._write(self._metrics, row, "train")
+        memory = row.get("cuda_reserved_gb", row["memory_gb"])
         text = (
             f"loss {row['loss']:.4f}  {row['samples_per_second']:,.0f} samples/s  "
-            f"waiting for data {row['data_wait']:.0%}"
+            f"data wait {row['data_wait']:.0%}  {memory:.1f} GB{self._left(row['step'])}"
         )
+        below = "  ".join(f"{name} {row[name]:.4g}" for name in terms if name != "loss")
+        self._progress.below = below
         self._progress.update(self._task, text=text)
         now = time.monotonic()
         last = row["step"] == self._total_steps
         if not self.console.is_terminal and (last or now - self._last_line > LINE_SECONDS):
             self._last_line = now
-            self.note(f"step {row['step']:,}/{self._total_steps:,}  {text}")
+            self.note(f"step {row['step']:,}/{self._total_steps:,}  {text}  {below}".rstrip())
+
+    def _left(self, step: int) -> str:
+        """At the speed so far, evaluations and checkpoints included; the first step, which warms up, left out."""
+        now = time.monotonic()
+        if self._first is None or step <= self._first[1] or step == self._total_steps:
+            self._first = (now, step)
+            return ""
+        begun, first = self._first
+        seconds = (now - begun) / (step - first) * (self._total_steps - step)
+        return f"  {timedelta(seconds=round(seconds))} left"
 
     def evaluation(self, row: dict[str, Any]) -> None:
         """Log one evaluation: `step`, `split` and the recalls."""
@@ -110,9 +130,10 @@ class RunLog:
         self._lease.check()
         file.write(json.dumps(row) + "\n")
         file.flush()
-        if self._board is not None:
-            from trainer.recipe import flatten
-
-            for name, value in flatten(row).items():
-                if name != "step" and isinstance(value, int | float):
-                    self._board.add_scalar(f"{tag}/{name.replace('.', '/')}", value, row["step"])
+        numbers = {
+            f"{tag}/{name.replace('.', '/')}": value
+            for name, value in flatten(row).items()
+            if name != "step" and isinstance(value, int | float)
+        }
+        for board in self._boards:
+            board.draw(numbers, row["step"])

@@ -1,7 +1,5 @@
 """The training loop: from a plan to a trained run."""
 
-import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -35,6 +33,7 @@ from trainer.guard import Guard
 from trainer.inputs import caption_tokenizer, image_side
 from trainer.lease import Lease
 from trainer.logs import RunLog
+from trainer.meter import Meter
 from trainer.metrics import retrieval
 from trainer.optimizer_step import OptimizerStep
 from trainer.plan import Plan, identity
@@ -45,6 +44,7 @@ from trainer.recipe import dump_recipe
 from trainer.resume import settle_resume
 from trainer.schedule import learning_rate_scale
 from trainer.sentinel import check_ranks
+from trainer.trace import Tracer
 from trainer.watchdog import Watchdog
 
 NAMED = 8
@@ -173,8 +173,7 @@ class Trainer:
         with ExitStack() as stack:
             log = None
             if self.lease:
-                tensorboard = self.recipe.log.tensorboard
-                log = stack.enter_context(RunLog(self.lease, plan.total_steps, self.step, tensorboard))
+                log = stack.enter_context(RunLog(self.lease, plan.total_steps, self.step, self.recipe))
                 with replacing(plan.run_dir / "recipe.yaml") as stream:
                     stream.write(dump_recipe(self.recipe).encode())
                 self._keep_concepts()
@@ -206,13 +205,15 @@ class Trainer:
     def _train(self, log: RunLog | None) -> bool:
         recipe, plan = self.recipe, self.plan
         checkpoint_every = plan.steps_between(recipe.checkpoint.every_epochs)
-        meter = _Meter(recipe.data.global_batch_size, self.step)
+        meter = Meter(recipe, self.device, self.world.rank, self.step)
+        tracer = Tracer(recipe.log.trace_step, plan.run_dir, self.world.rank, self.device)
         self.engine.train()
         if plan.owes_evaluation and self._save(log, evaluates=True):
             return True
         batches = iter(self.loader)
         while self.step < plan.total_steps:
-            losses, lr, applied, stopping = self._step(meter.waiting(batches))
+            with tracer.around(self.step + 1):
+                losses, lr, applied, stopping = self._step(meter.waiting(batches))
             if applied:
                 self.step += 1
                 if log:
@@ -227,9 +228,9 @@ class Trainer:
             if due or stopping or (applied and self.step % recipe.run.sentinel_every == 0):
                 self._compare_ranks()
             if logs:
-                row = self._measure(losses, lr)
+                row = self._measure(losses, lr) | meter.read(self.step)
                 if log:
-                    log.metrics(row | meter.read(self.step) | self.writer.stall())
+                    log.metrics(row | self.writer.stall(), losses)
                 self.writer.check()
             if due or stopping:
                 stopping = self._save(log, evaluates=evaluates and not stopping) or stopping
@@ -340,30 +341,3 @@ class Trainer:
 
 class _StoppedError(Exception):
     """The run was asked to stop in the middle of an evaluation, which a resumed run will make up for."""
-
-
-class _Meter:
-    """Throughput, and the share of the time spent waiting for data, since the last reading."""
-
-    def __init__(self, global_batch_size: int, step: int) -> None:
-        self.global_batch_size = global_batch_size
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        self.first_step, self.started, self.waited = step, time.perf_counter(), 0.0
-
-    def waiting(self, batches: Iterator[Batch]) -> Batch:
-        begin = time.perf_counter()
-        batch = next(batches)
-        self.waited += time.perf_counter() - begin
-        return batch
-
-    def read(self, step: int) -> dict[str, float]:
-        elapsed = time.perf_counter() - self.started
-        samples = (step - self.first_step) * self.global_batch_size
-        row = {
-            "samples_per_second": round(samples / elapsed, 2),
-            "data_wait": round(self.waited / elapsed, 4),
-        }
-        self.restart(step)
-        return row

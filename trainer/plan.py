@@ -15,6 +15,7 @@ from shards.storage.cache import Cache, default_directory
 from shards.storage.location import is_remote
 from shards.training import Part, TrainingSet
 from shards.working_set import working_set_bytes
+from trainer.boards import check_boards
 from trainer.checkpoint import Checkpoint, find_checkpoint, look_for_checkpoints, newest_checkpoint
 from trainer.concepts import settle_concepts
 from trainer.config import DataConfig, PartConfig, Recipe
@@ -122,6 +123,7 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
         raise RunError("run.dir: not given; add run.dir=FOLDER, where the run is written and resumed")
     if Path(recipe.run.dir).is_file():
         raise RunError(f"run.dir={recipe.run.dir}: is a file; give a folder")
+    check_boards(recipe.log)
     train = read_training_set(recipe.data)
     val = read_manifest(recipe.data.val, cache_of(recipe.data)) if recipe.data.val else None
     _check_splits(train, val, recipe.model)
@@ -135,13 +137,18 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
         _check_model(recipe, init_from)
     changed = _changes(resume, recipe, train) if resume else ()
     recipe = settle_concepts(recipe, resume, init_from)
+    total_steps = max(1, round(recipe.schedule.epochs * steps))
+    if (recipe.log.trace_step or 0) > total_steps:
+        raise RunError(
+            f"log.trace_step={recipe.log.trace_step}: the run has {total_steps:,} steps; give one of them"
+        )
     return Plan(
         recipe=recipe,
         processes=processes,
         train=train,
         val=val,
         steps_per_epoch=steps,
-        total_steps=max(1, round(recipe.schedule.epochs * steps)),
+        total_steps=total_steps,
         resume=resume,
         init_from=init_from,
         changed=changed,

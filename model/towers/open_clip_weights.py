@@ -42,7 +42,7 @@ def _with_random_weights(architecture: str) -> Any:
     logger = logging.getLogger()
     logger.addFilter(_is_news)
     try:
-        return open_clip.create_model(architecture, force_custom_text=True)
+        return open_clip.create_model(architecture, force_custom_text=True, device=torch.get_default_device())
     finally:
         logger.removeFilter(_is_news)
 

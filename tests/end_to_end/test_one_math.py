@@ -78,30 +78,6 @@ def test_a_mixture_with_every_caption_is_the_same_on_any_processes(itm: Itm, dem
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
 
 
-def test_torchrun_starts_the_same_run(demo: Path, whole: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    command = [*launcher, *itm_command("train", WHOLE, f"run.dir={run}", *whole_of(demo))[2:]]
-    subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, check=True, capture_output=True, timeout=300)
-    agrees(run, whole)
-
-
-def test_srun_tasks_find_each_other(demo: Path, whole: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid())}
-    tasks = [
-        subprocess.Popen(
-            itm_command("train", WHOLE, f"run.dir={run}", *whole_of(demo)),
-            cwd=REPOSITORY,
-            env=ENVIRONMENT | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
-            stderr=subprocess.DEVNULL,
-        )
-        for rank in range(2)
-    ]
-    assert [task.wait(timeout=300) for task in tasks] == [0, 0]
-    agrees(run, whole)
-
-
 def test_killed_and_resumed_on_other_processes_and_another_stage(
     itm: Itm, demo: Path, whole: Path, tmp_path: Path
 ) -> None:

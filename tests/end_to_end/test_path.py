@@ -1,5 +1,6 @@
 """Pretraining, fine-tuning, evaluation and report, one after the other, as a user runs them."""
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -19,6 +20,7 @@ def finetuned(itm: Itm, demo: Path, reference: Path, tmp_path_factory: pytest.Te
         "optimizer.tower_lr_scale=0.1",
         "schedule.epochs=1",
         "log.tensorboard=true",
+        "--trace=3",
     )
     done = itm("train", TINY, f"run.dir={run}", *data_of(demo), *settings, "--processes", 2)
     assert f"weights of {reference / 'checkpoints'}" in done.stderr
@@ -59,6 +61,21 @@ def test_tensorboard_is_written(finetuned: Path) -> None:
     board = EventAccumulator(str(finetuned / "tensorboard"))
     board.Reload()
     assert [event.value for event in board.Scalars("train/loss")] == pytest.approx(losses(finetuned))
+
+
+def test_a_step_is_traced_on_every_rank(finetuned: Path) -> None:
+    for rank in (0, 1):
+        trace = finetuned / f"trace/step-3-rank-{rank}.json.gz"
+        names = {event["name"] for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
+        assert {"wait for data", "aten::_fused_adamw_"} <= names, "the step from its batch to the optimiser"
+        assert "Self CPU" in trace.with_name(f"step-3-rank-{rank}.txt").read_text()
+
+
+def test_speed_memory_and_arithmetic_are_measured(finetuned: Path) -> None:
+    rows = [json.loads(line) for line in (finetuned / "metrics.jsonl").read_text().splitlines()]
+    for key in ("samples_per_second", "memory_gb", "tflops_per_second"):
+        assert all(row[key] > 0 for row in rows)
+    assert all(0 <= row["data_wait"] <= 1 for row in rows)
 
 
 def test_the_report_is_one_self_contained_page(

@@ -99,7 +99,8 @@ def test_the_world_of_torchrun(environment: dict[str, str]) -> None:
 
 
 def test_torchrun_within_an_srun_task_is_what_counts(environment: dict[str, str]) -> None:
-    environment.update(SRUN, RANK="3", WORLD_SIZE="4", LOCAL_RANK="1", MASTER_ADDR="host", MASTER_PORT="1234")
+    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "host", "MASTER_PORT": "1234"}
+    environment.update(SRUN | torchrun | {"TORCHELASTIC_RUN_ID": "none"})
     assert read_world() == World(3, 4, 1)
     assert environment["MASTER_ADDR"] == "host"
 

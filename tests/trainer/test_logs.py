@@ -1,15 +1,23 @@
+import io
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from trainer import logs
+from trainer.config import LogConfig, Recipe
 from trainer.lease import Lease
 from trainer.logs import EVALUATIONS, METRICS, RunLog, read_rows
 
 
 def row(step: int) -> dict[str, Any]:
-    return {"step": step, "loss": 1 / step, "samples_per_second": 10.0, "data_wait": 0.5}
+    speed = {"samples_per_second": 10.0, "data_wait": 0.5, "memory_gb": 1.25}
+    return {"step": step, "loss": 1 / step, "base": 2.5, **speed}
 
 
 def evaluation(step: int) -> dict[str, Any]:
@@ -17,11 +25,18 @@ def evaluation(step: int) -> dict[str, Any]:
     return {"step": step, "split": "val", "i2t": recalls, "t2i": recalls, "rsum": 12.0}
 
 
+@contextmanager
+def open_log(folder: Path, start: int = 0) -> Iterator[RunLog]:
+    recipe = Recipe(log=LogConfig(tensorboard=False))
+    with Lease(folder) as lease, RunLog(lease, total_steps=9, start_step=start, recipe=recipe) as log:
+        yield log
+
+
 def write_run(folder: Path, start: int, steps: range) -> None:
-    with Lease(folder) as lease, RunLog(lease, total_steps=9, start_step=start, tensorboard=False) as log:
+    with open_log(folder, start) as log:
         for step in steps:
             log.advance()
-            log.metrics(row(step))
+            log.metrics(row(step), ["loss", "base"])
             if step % 2 == 0:
                 log.evaluation(evaluation(step))
 
@@ -37,7 +52,7 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_rows_can_be_read_while_the_run_goes_on(tmp_path: Path) -> None:
-    with Lease(tmp_path) as lease, RunLog(lease, total_steps=9, start_step=0, tensorboard=False) as log:
+    with open_log(tmp_path) as log:
         log.metrics(row(1))
         assert steps_of(tmp_path / METRICS) == [1]
 
@@ -74,13 +89,40 @@ def test_without_a_terminal_the_last_step_and_evaluations_are_printed(
 ) -> None:
     write_run(tmp_path, 6, range(7, 10))
     printed = capsys.readouterr().err
-    assert "step 9/9  loss 0.1111  10 samples/s  waiting for data 50%" in printed
+    assert "step 9/9  loss 0.1111  10 samples/s  data wait 50%  1.2 GB  base 2.5" in printed
     assert "step 8  val: image to text R@1/5/10 1.0 2.0 3.0  text to image 1.0 2.0 3.0  rSum 12.0" in printed
     assert "step 8/9" not in printed  # a line every ten seconds, the first at once
     assert "step 7/9" in printed
 
 
+def test_the_time_left_is_that_at_the_speed_so_far(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([50.0, 50.0, 110.0, 110.0, 170.0, 170.0])  # read twice a row
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    with open_log(tmp_path) as log:
+        for step in (1, 3, 5):
+            log.metrics(row(step))
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert "left" not in first, "one step says nothing about the speed"
+    assert "  0:03:00 left" in second, "6 steps of 30 seconds"
+    assert "  0:02:00 left" in third
+
+
+def test_a_terminal_shows_a_bar_and_the_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        logs, "Console", lambda **_: Console(file=screen, force_terminal=True, width=100, highlight=False)
+    )
+    write_run(tmp_path, 0, range(1, 10))
+    shown = screen.getvalue()
+    assert "9/9" in shown
+    assert "loss 0.1111  10 samples/s  data wait 50%  1.2 GB" in shown
+    assert "base 2.5" in shown
+    assert "step 9/9" not in shown
+
+
 def test_a_note_is_printed_as_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Lease(tmp_path) as lease, RunLog(lease, total_steps=9, start_step=0, tensorboard=False) as log:
+    with open_log(tmp_path) as log:
         log.note("[red]weights[/red] of " + "x" * 300)
     assert "[red]weights[/red] of " + "x" * 300 in capsys.readouterr().err

@@ -43,6 +43,12 @@ def test_however_short_a_run_has_a_step(plan: MakePlan) -> None:
     assert plan(schedule={"epochs": 0.01}).total_steps == 1
 
 
+def test_a_trace_of_a_step_that_never_comes_is_refused(plan: MakePlan) -> None:
+    assert plan(log={"trace_step": 2}, schedule={"epochs": 1.0}).total_steps == 2
+    with pytest.raises(RunError, match=r"log.trace_step=3: the run has 2 steps"):
+        plan(log={"trace_step": 3}, schedule={"epochs": 1.0})
+
+
 def test_the_summary_says_what_would_run(plan: MakePlan, tmp_path: Path) -> None:
     text = "\n".join(plan(processes=2).summary())
     for part in (str(tmp_path / "run"), "random weights", "20 images", ": 6 images", "itm-tiny", "20 of 8 pairs"):
