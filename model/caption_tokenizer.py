@@ -13,7 +13,6 @@ import torch
 from model.config import ModelConfig
 from model.transformer_tokenizer import Augment, TransformerTokenizer, read_transformer_tokenizer
 
-
 MULTIPLE = 8
 """What the length of a batch's captions is a multiple of: few shapes, for compilers and allocators."""
 
