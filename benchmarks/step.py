@@ -1,9 +1,9 @@
 """A training step of each method beside CLIP's on the same towers: `step.py [--batch 32] [--rounds 3]`.
 
 Forward, backward, AdamW and what is brought up to date after a step, without data, from random weights, in one
-process. Methods take turns, round by round; of each the second step is timed. Then where a step's time goes, as shares
-of CLIP's: by hooks on the modules in the forward pass, and in the backward pass, which runs the other way round, by
-hooks on what they gave.
+process. Methods take turns, round by round; of each the second step is timed. Then where a step's time goes, in
+parts of a CLIP step: by hooks on the modules in the forward pass, and in the backward pass, which runs the other
+way round, by hooks on what they gave.
 """
 
 import argparse
