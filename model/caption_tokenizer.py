@@ -26,7 +26,7 @@ class CaptionTokenizer:
         transformer: TransformerTokenizer | None,
         cut: bool = True,
     ) -> None:
-        """`cut=False` where padding has a part in CLIP's features."""
+        """`cut=False` where padding has a part in the features, and where a fixed length is wanted."""
         self.clip, self.transformer, self.cut = clip, transformer, cut
 
     def __call__(self, captions: list[str], keys: npt.NDArray[np.uint64] | None = None) -> torch.Tensor:
@@ -50,16 +50,19 @@ class CaptionTokenizer:
         return torch.cat(parts, dim=1)
 
 
-def build_caption_tokenizer(config: ModelConfig, augment: Augment | None = None) -> CaptionTokenizer:
+def build_caption_tokenizer(
+    config: ModelConfig, augment: Augment | None = None, cut: bool = True
+) -> CaptionTokenizer:
     """The tokenizer for `model.towers.build.build_towers(config).text`; raises `ModelError`.
 
-    `augment` changes the words that the transformer reads, when keys are given; CLIP's text is left alone.
+    `augment` changes the words that the transformer reads, when keys are given; CLIP's text is left alone. With
+    `cut=False` captions are padded to the context length.
     """
-    clip, cut = None, True
+    clip = None
     if config.text.towers != "transformer":
         from model.tokenizer import build_tokenizer, ignores_padding
 
-        clip, cut = build_tokenizer(config.architecture), ignores_padding(config.architecture)
+        clip, cut = build_tokenizer(config.architecture), cut and ignores_padding(config.architecture)
     if config.text.towers == "clip":
         return CaptionTokenizer(clip, None, cut)
     from model.transformers_hub import PLAIN_ATTENTION, read_config

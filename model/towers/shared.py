@@ -13,7 +13,7 @@ from model.towers.tower import Tower
 class SharedTower(Tower):
     """In the place of a tower's copy: the features that the tower itself gave of the same inputs, without gradient.
 
-    Has no weights. What the tower was given last in training is remembered; anything else is run anew.
+    Has no weights. What the tower was given last is remembered for one use; anything else is run anew.
     """
 
     def __init__(self, tower: Tower) -> None:
@@ -25,8 +25,7 @@ class SharedTower(Tower):
         tower.register_forward_hook(self._remember)
 
     def _remember(self, _tower: nn.Module, inputs: tuple[Any, ...], features: Features) -> None:
-        if torch.is_grad_enabled():
-            self._inputs, self._features = inputs, _detached(features)
+        self._inputs, self._features = inputs, _detached(features)
 
     def forward(self, *inputs: torch.Tensor | None) -> Features:
         """As the tower's, once for what it was given last."""
