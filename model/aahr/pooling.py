@@ -39,9 +39,8 @@ class GlobalGuidedPooling(nn.Module):
         """(B, D) global, (B, n, D) tokens, (B, n) valid or None -> (B, D)."""
         query = F.normalize(self.query(pooled).unflatten(-1, (self.heads, -1)), dim=-1)
         # a query goes through its head's key map once, instead of meeting a normalised copy of every key
-        through = torch.bmm(
-            query.transpose(0, 1), self.key.weight.view(self.heads, -1, tokens.shape[-1])
-        ).transpose(0, 1)
+        maps = self.key.weight.view(self.heads, -1, tokens.shape[-1])
+        through = torch.bmm(query.transpose(0, 1), maps).transpose(0, 1)
         lengths = torch.linalg.vector_norm(self.key(tokens).unflatten(-1, (self.heads, -1)), dim=-1)
         scores = torch.bmm(through, tokens.mT) / lengths.clamp(min=1e-12).mT
         if valid is not None:
