@@ -215,6 +215,14 @@ class QueueConfig(_Config):
 class MomentumConfig(_Config):
     """The moving average of the encoders."""
 
+    towers: Literal["own", "shared"] = Field(
+        "own",
+        description="of the momentum encoders: averages of their own, or shared: those that are trained, so that "
+        "the heads alone are averaged; towers that are frozen are shared anyhow",
+    )
+    precision: Literal["engine", "bfloat16"] = Field(
+        "engine", description="of the momentum encoders' arithmetic: engine.precision, or bfloat16"
+    )
     decay: float = Field(0.999, ge=0, lt=1, description="share of the average that one step keeps")
     ramp: Literal["constant", "cosine"] = Field(
         "constant", description="the decay stays, or rises along a cosine to 1 at the end of the run"

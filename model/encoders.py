@@ -11,10 +11,12 @@ from model.amsps.concepts import read_concepts
 from model.amsps.consensus import Consensus, ConsensusEmbeddings
 from model.amsps.head import InstanceHead
 from model.amsps.word_features import word_features
+from model.attention import order_inputs
 from model.caption_tokenizer import build_caption_tokenizer
 from model.config import ModelConfig
 from model.features import Encoded, Features
 from model.towers.build import build_towers
+from model.towers.shared import SharedTower
 
 
 class PooledHead(nn.Module):
@@ -61,7 +63,18 @@ class DualEncoder(nn.Module):
         else:
             self.image_head, self.text_head = image_head(config, *image_widths), text_head(config, *text_widths)
         self.consensus = self._consensus(config, pretrained) if config.has_consensus else None
+        order_inputs(self)
         self.num_concepts = len(self.consensus.graph.features) if self.consensus else 0
+
+    def shared_towers(self, trained: bool) -> dict[nn.Module, nn.Module]:
+        """What stands in the place of towers in momentum encoders: of frozen towers, or of those that are trained,
+        too, the towers themselves."""
+        towers = (self.image_tower, self.text_tower)
+        return {
+            tower: SharedTower(tower)
+            for tower in towers
+            if trained or not any(parameter.requires_grad for parameter in tower.parameters())
+        }
 
     def _consensus(self, config: ModelConfig, pretrained: bool) -> Consensus:
         assert config.consensus.concepts is not None

@@ -54,7 +54,7 @@ class Framework(nn.Module):
         self.momentum: MomentumCopy[DualEncoder] | None = None
         self.queue: MomentumQueue | None = None
         if needs_memory(model, loss):
-            self.momentum = MomentumCopy(encoders)
+            self.momentum = MomentumCopy(encoders, encoders.shared_towers(loss.momentum.towers == "shared"))
             kinds = 3 if model.has_consensus else 1
             self.queue = MomentumQueue(loss.queue.size, kinds * encoders.embed_dim, loss.queue.sharded)
         self._entering: tuple[torch.Tensor, ...] | None = None
@@ -164,8 +164,11 @@ class Framework(nn.Module):
         region_mask: torch.Tensor | None,
         text: torch.Tensor,
     ) -> Encodings:
+        reduced = self.autocast
+        if encoders is not self.encoders and self.loss.momentum.precision == "bfloat16":
+            reduced = torch.bfloat16
         # here and not around the engine, which switches off an autocast that it did not start
-        with torch.autocast(text.device.type, self.autocast, enabled=self.autocast is not None):
+        with torch.autocast(text.device.type, reduced, enabled=reduced is not None):
             image, caption = encoders.represent_image(images, regions, region_mask), encoders.represent_text(text)
             encodings = Encodings(image, caption, [(image.embedding, caption.embedding)], None)
             if encoders.consensus is not None:

@@ -23,6 +23,15 @@ def build_tokenizer(architecture: str) -> Callable[[list[str]], torch.Tensor]:
     return CachedTokenizer(tokenizer) if CachedTokenizer.fits(tokenizer) else tokenizer
 
 
+def ignores_padding(architecture: str) -> bool:
+    """Whether what follows a text's end changes nothing for the architecture's text tower: each token sees those
+    before it, and the end-of-text token gives the global feature."""
+    text = open_clip.get_model_config(architecture)["text_cfg"]
+    return (
+        not text.get("no_causal_mask") and not text.get("embed_cls") and text.get("pool_type", "argmax") == "argmax"
+    )
+
+
 class CachedTokenizer:
     """The ids of open_clip's `SimpleTokenizer`, exactly, in a fraction of its time.
 

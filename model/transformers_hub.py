@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 WHERE = "model.text.transformer"
+PLAIN_ATTENTION = {"albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"}
+"""Families in which every token attends to every other that is not masked, and nothing else mixes tokens: the mask
+may come ready-made, and how far a text is padded changes nothing."""
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.aahr.pooling import GlobalGuidedPooling
 from model.config import ModelConfig
 from model.encoders import DualEncoder
 from model.frameworks import Framework
@@ -61,8 +62,8 @@ def initialize(framework: Framework, recipe: Recipe, world: World, device: torch
         fused=True,  # one pass over memory: benchmarks/optimizer.py
     )
     if recipe.engine.zero_stage == 3:
-        # attention reads its projection's weight without calling it, past the hook that would gather it
-        set_z3_leaf_modules(framework, [nn.MultiheadAttention, nn.TransformerEncoderLayer])
+        # these read a weight of a module inside without calling it, past the hook that would gather it
+        set_z3_leaf_modules(framework, [nn.MultiheadAttention, nn.TransformerEncoderLayer, GlobalGuidedPooling])
     engine, *_ = deepspeed.initialize(
         model=framework, optimizer=optimizer, config=deepspeed_config(recipe, world.size)
     )

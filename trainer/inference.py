@@ -39,11 +39,23 @@ def trained_of(checkpoint: Checkpoint, momentum: bool = False) -> Trained:
     """The encoders of a checkpoint. Raises `RunError`."""
     config = checkpoint.recipe.model
     encoders = DualEncoder(config, pretrained=False)
-    prefix = "momentum.module." if momentum else "encoders."
-    if unmatched := load_weights(encoders, checkpoint, prefix):
+    unmatched = load_weights(encoders, checkpoint, "encoders.")
+    if momentum:
+        unmatched = _without_shared(load_weights(encoders, checkpoint, "momentum.module."), encoders)
+    if unmatched:
         raise RunError(f"{checkpoint.path}: a checkpoint of another model: {unmatched[0]} ({len(unmatched)} such)")
     source = f"{checkpoint.path}{', momentum encoders' * momentum}"
     return Trained(encoders.eval(), config, checkpoint.recipe.engine.precision, source)
+
+
+def _without_shared(unmatched: list[str], encoders: DualEncoder) -> list[str]:
+    """Less the weights of towers that have no average of their own: those of the encoders are theirs, too."""
+    names = encoders.state_dict()
+    for tower in ("image_tower.", "text_tower."):
+        own = {name for name in names if name.startswith(tower)}
+        if own <= set(unmatched):
+            unmatched = [name for name in unmatched if name not in own]
+    return unmatched
 
 
 class ImageTextModel:
@@ -54,8 +66,9 @@ class ImageTextModel:
         self.encoders = trained.encoders.to(device)
         self._dtype = torch.bfloat16 if trained.precision == "bfloat16" else None
         self._crop = center_crop(image_side(trained.config))
-        self.tokenize = caption_tokenizer(trained.config)
-        """C captions -> (C, T) int64, as `encoders.encode_text` takes them."""
+        self.tokenize = caption_tokenizer(trained.config, cut=False)
+        """C captions -> (C, T) int64 of one length T, as `encoders.encode_text` and an ONNX export take them."""
+        self._tokenize_short = caption_tokenizer(trained.config)
 
     @property
     def embed_dim(self) -> int:
@@ -72,7 +85,7 @@ class ImageTextModel:
             raise TypeError("encode_text takes a list of captions; put the one into brackets")
         parts = [self._empty()]
         for first in range(0, len(captions), batch_size):
-            tokens = self.tokenize(list(captions[first : first + batch_size])).to(self.device)
+            tokens = self._tokenize_short(list(captions[first : first + batch_size])).to(self.device)
             with self._arithmetic():
                 parts.append(self.encoders.encode_text(tokens))
         return torch.cat(parts)

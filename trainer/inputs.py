@@ -30,12 +30,15 @@ class ConceptTokenizer:
         return torch.cat([self.tokenize(captions, keys), torch.from_numpy(labels).long()], dim=1)
 
 
-def caption_tokenizer(config: ModelConfig, mask_share: float = 0.0) -> CaptionTokenizer | ConceptTokenizer:
+def caption_tokenizer(
+    config: ModelConfig, mask_share: float = 0.0, cut: bool = True
+) -> CaptionTokenizer | ConceptTokenizer:
     """What makes numbers of captions for a model; a share of the words that BERT reads is masked in training.
 
-    Raises `ModelError`, and `DataError` for a concept file that cannot be read.
+    Captions are cut to the longest of a call, or with `cut=False` padded to the context length. Raises
+    `ModelError`, and `DataError` for a concept file that cannot be read.
     """
-    tokenize = build_caption_tokenizer(config, partial(mask_words, share=mask_share) if mask_share else None)
+    tokenize = build_caption_tokenizer(config, partial(mask_words, share=mask_share) if mask_share else None, cut)
     if not config.has_consensus:
         return tokenize
     assert config.consensus.concepts is not None

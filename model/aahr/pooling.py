@@ -38,11 +38,14 @@ class GlobalGuidedPooling(nn.Module):
     def forward(self, pooled: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
         """(B, D) global, (B, n, D) tokens, (B, n) valid or None -> (B, D)."""
         query = F.normalize(self.query(pooled).unflatten(-1, (self.heads, -1)), dim=-1)
-        key = F.normalize(self.key(tokens).unflatten(-1, (self.heads, -1)), dim=-1)
-        scores = torch.einsum("bhd,bnhd->bhn", query, key)
+        # a query goes through its head's key map once, instead of meeting a normalised copy of every key
+        maps = self.key.weight.view(self.heads, -1, tokens.shape[-1])
+        through = torch.bmm(query.transpose(0, 1), maps).transpose(0, 1)
+        lengths = torch.linalg.vector_norm(self.key(tokens).unflatten(-1, (self.heads, -1)), dim=-1)
+        scores = torch.bmm(through, tokens.mT) / lengths.clamp(min=1e-12).mT
         if valid is not None:
             scores = scores.masked_fill(~valid.unsqueeze(1), -torch.inf)
         # the value map is linear, so it is applied to the h pooled tokens instead of to all n
-        attended = torch.einsum("bhn,bnd->bhd", scores.softmax(dim=-1), tokens)
+        attended = torch.bmm(scores.softmax(dim=-1), tokens)
         output: torch.Tensor = self.value(attended.flatten(1)) / self.heads
         return output

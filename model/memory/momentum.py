@@ -1,7 +1,7 @@
 """Momentum encoders: an exponential moving average of the encoders that are trained."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Generic, TypeVar
 
@@ -22,10 +22,14 @@ class MomentumCopy(nn.Module, Generic[M]):
 
     module: M
 
-    def __init__(self, online: M) -> None:
-        """Starts equal to `online`, whose weights must have been loaded; see `reset`."""
+    def __init__(self, online: M, instead: Mapping[nn.Module, nn.Module] | None = None) -> None:
+        """Starts equal to `online`, whose weights must have been loaded; see `reset`.
+
+        Modules inside of it that are keys of `instead` are not copied: their values, without weights, are there.
+        """
         super().__init__()
-        self.module = deepcopy(online).requires_grad_(False).eval()
+        known = {id(module): other for module, other in (instead or {}).items()}
+        self.module = deepcopy(online, known).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "MomentumCopy[M]":
         """Stay in evaluation mode."""
@@ -42,12 +46,14 @@ class MomentumCopy(nn.Module, Generic[M]):
         Buffers are averaged, too; those that are not floating point are copied. Under ZeRO-3 each rank
         averages its own part of every weight, without any exchange.
         """
+        parameters, buffers = dict(online.named_parameters()), dict(online.named_buffers())
         own = [_local(parameter) for parameter in self.module.parameters()]
-        theirs = [_local(parameter) for parameter in online.parameters()]
+        theirs = [_local(parameters[name]) for name, _ in self.module.named_parameters()]
         # 1 - decay is lost in a bfloat16 average: nothing would move
         assert all(tensor.dtype in (torch.float32, torch.float64) for tensor in own)
         lerp(own, [source.to(target.dtype) for target, source in zip(own, theirs, strict=True)], 1 - decay)
-        for target, source in zip(self.module.buffers(), online.buffers(), strict=True):
+        for name, target in self.module.named_buffers():
+            source = buffers[name]
             if target.is_floating_point():
                 # attention masks are buffers with infinities, between which there is no average
                 target.copy_(torch.where(target == source, target, target.lerp(source, 1 - decay)))

@@ -11,6 +11,7 @@ import torch
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import nn
+from torch.func import functional_call
 
 import model.architectures  # noqa: F401  (makes our own known)
 from model.errors import ModelError
@@ -124,9 +125,12 @@ class TextTower(Backbone):
         text.output_tokens = True
 
     def forward(self, tokens: torch.Tensor) -> Features:
-        """(C, T) int64 token ids as the tokenizer gives them -> features."""
+        """(C, T) int64 token ids as the tokenizer gives them, T at most the context length -> features."""
+        mask, length = {}, tokens.shape[1]
+        if self.text.attn_mask is not None:  # open_clip itself takes no text that is shorter than its mask
+            mask = {"attn_mask": self.text.attn_mask[:length, :length]}
         with self.gradient():
-            pooled, words = self.text(tokens)
+            pooled, words = functional_call(self.text, mask, (tokens,), tie_weights=False)
         # the end-of-text token has the largest id; the start token sees only itself, so it says nothing
         end = tokens.argmax(dim=1, keepdim=True)
         place = torch.arange(tokens.shape[1], device=tokens.device)

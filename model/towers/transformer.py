@@ -12,14 +12,12 @@ from model.features import Features
 from model.towers.open_clip import TextTower
 from model.towers.tower import Backbone, Tower, at_least_one
 from model.towers.weights import load_matching, read_weights
-from model.transformers_hub import WHERE, new_model, no_text_encoder, pretrained_model, read_config
+from model.transformers_hub import PLAIN_ATTENTION, WHERE, new_model, no_text_encoder, pretrained_model, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _BLOCK = re.compile(r"\.layers?\.(\d+)\.")
-_PLAIN_ATTENTION = {"albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"}
-"""Families in which every token attends to every other, so that the mask may come ready-made."""
 
 
 class TransformerTower(Backbone):
@@ -35,7 +33,7 @@ class TransformerTower(Backbone):
         self.pooled_width = self.token_width = int(model.config.hidden_size)
         # from a mask with two axes, transformers finds out whether anything is masked: the host would wait
         self._ready_mask = (
-            model.config.model_type in _PLAIN_ATTENTION and model.config._attn_implementation == "sdpa"
+            model.config.model_type in PLAIN_ATTENTION and model.config._attn_implementation == "sdpa"
         )
 
     def forward(self, tokens: torch.Tensor) -> Features:
@@ -79,9 +77,14 @@ class ClipTransformerTower(Tower):
         self.pooled_width, self.token_width = clip.pooled_width, transformer.token_width
 
     def forward(self, tokens: torch.Tensor) -> Features:
-        """(C, T1 + T2) int64: a text's ids for CLIP, and after them those for the transformer -> features."""
+        """(C, T1 + T2) int64: a text's ids for CLIP, and after them those for the transformer -> features.
+
+        T1 and T2 are the lengths that the two take, or both are one that is less.
+        """
         first, second = self.clip.context_length, self.transformer.max_length
-        assert tokens.shape[1] == first + second, "the texts come from the tokenizer of another model"
+        if tokens.shape[1] < first + second:
+            assert tokens.shape[1] % 2 == 0, "the texts come from the tokenizer of another model"
+            first = second = tokens.shape[1] // 2
         words = self.transformer(tokens[:, first:])
         return Features(self.clip(tokens[:, :first]).pooled, words.tokens, words.valid)
 

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import model.tokenizer
-from model.tokenizer import CachedTokenizer, build_tokenizer
+from model.caption_tokenizer import CaptionTokenizer, build_caption_tokenizer
+from model.config import ModelConfig
+from model.tokenizer import CachedTokenizer, build_tokenizer, ignores_padding
 
 THEIRS = open_clip.get_tokenizer("ViT-B-32")
 OURS = build_tokenizer("ViT-B-32")
@@ -82,3 +84,17 @@ def test_other_tokenizers_are_left_as_they_are() -> None:
 def test_a_long_text_is_cut_and_still_ends(context_length: int) -> None:
     theirs = open_clip.SimpleTokenizer(context_length=context_length)
     assert torch.equal(CachedTokenizer(theirs)(["a dog " * 30, "a dog"]), theirs(["a dog " * 30, "a dog"]))
+
+
+@pytest.mark.parametrize(("words", "length"), [(0, 8), (6, 8), (7, 16), (69, 72), (71, 77), (200, 77)])
+def test_captions_are_cut_to_a_multiple_of_eight_that_holds_the_longest(words: int, length: int) -> None:
+    captions = ["a", "dog " * words, ""]
+    tokens = build_caption_tokenizer(ModelConfig(architecture="ViT-B-32"))(captions)
+    assert torch.equal(tokens, THEIRS(captions)[:, :length])
+
+
+def test_captions_keep_their_padding_where_it_has_a_part_in_the_features() -> None:
+    assert ignores_padding("ViT-B-32")
+    assert ignores_padding("MobileCLIP-B")
+    assert not ignores_padding("MobileCLIP-S1"), "its tokens see those after them"
+    assert torch.equal(CaptionTokenizer(OURS, None, cut=False)(["a dog"]), THEIRS(["a dog"]))

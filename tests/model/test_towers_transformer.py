@@ -207,10 +207,26 @@ def test_two_towers_read_their_own_part_of_the_ids(folder: Path) -> None:
     assert (tower.pooled_width, tower.token_width) == (features.pooled.shape[-1], features.tokens.shape[-1])
 
 
+def test_a_batch_is_as_long_as_its_longest_caption_and_its_features_do_not_change(folder: Path) -> None:
+    short = ["a dog", "dogs", ""]
+    for towers, own in (("clip", [16]), ("transformer", [T]), ("clip+transformer", [16, T])):
+        settings = config(folder, towers)
+        tokenizer, tower = build_caption_tokenizer(settings), build_towers(settings).text.eval()
+        cut = tokenizer(short)
+        assert cut.shape == (3, 8 * len(own)), towers
+        whole = tokenizer([*short, CAPTIONS[-1]])
+        assert whole.shape == (4, sum(own)), towers
+        with torch.no_grad():
+            mine, padded = tower(cut), tower(whole[:3])
+        torch.testing.assert_close(mine.pooled, padded.pooled)
+        assert not padded.valid[:, mine.valid.shape[1] :].any()
+        torch.testing.assert_close(mine.tokens[mine.valid], padded.tokens[padded.valid])
+
+
 def test_ids_of_another_model_are_refused_by_their_number(hub: dict[str, Path]) -> None:
     tower = build_towers(config(hub["bert"], "clip+transformer")).text
     with pytest.raises(AssertionError, match="tokenizer of another model"):
-        tower(build_tokenizer("itm-tiny")(CAPTIONS))
+        tower(build_tokenizer("itm-tiny")(CAPTIONS)[:, 1:])
 
 
 def test_masking_leaves_the_text_of_clip_alone(hub: dict[str, Path]) -> None:
@@ -218,8 +234,8 @@ def test_masking_leaves_the_text_of_clip_alone(hub: dict[str, Path]) -> None:
     tokenizer = pickle.loads(pickle.dumps(build_caption_tokenizer(both, _MaskWords(1.0))))
     captions, keys = ["a dog runs"] * 50, mix(np.arange(50, dtype=np.uint64))
     plain, drawn = tokenizer(captions), tokenizer(captions, keys)
-    assert torch.equal(plain[:, :-T], drawn[:, :-T])
-    assert not torch.equal(plain[:, -T:], drawn[:, -T:])
+    assert torch.equal(plain[:, :8], drawn[:, :8])
+    assert not torch.equal(plain[:, 8:], drawn[:, 8:])
 
 
 def test_the_tokenizers_of_one_tower_stand_alone(hub: dict[str, Path]) -> None:
@@ -245,7 +261,7 @@ import pickle, sys
 tokenizer = pickle.load(open({str(path)!r}, "rb"))
 print(tokenizer(["a dog"])[0].tolist(), {{"transformers", "open_clip"}} & set(sys.modules) or "none")
 """
-    assert fresh(code) == f"{[CLS, ID['a'], ID['dog'], SEP] + [PAD] * (T - 4)} none"
+    assert fresh(code) == f"{[CLS, ID['a'], ID['dog'], SEP] + [PAD] * 4} none"
 
 
 def test_a_run_with_clip_alone_does_not_import_transformers_models() -> None:

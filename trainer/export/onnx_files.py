@@ -54,7 +54,7 @@ def write_onnx(trained: Trained, out: Path) -> list[str]:
     side = image_side(config)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8, generator=generator)
-    tokens = caption_tokenizer(config)(["two dogs play in the snow", "a man"])
+    tokens = caption_tokenizer(config, cut=False)(["two dogs play in the snow", "a man"])
     more_images, more_tokens = images.repeat(2, 1, 1, 1)[:3], tokens.repeat(2, 1)[:3]
     gaps = {
         "image": _write(_Images(trained.encoders), "images", images, more_images, out / "image.onnx"),
