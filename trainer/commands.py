@@ -113,7 +113,7 @@ def evaluate(
         raise RunError(f"--out {out}: the name of the JSON file; {out.suffix} is written beside it")
     from trainer import evaluate as evaluation
     from trainer.checkpoint import find_checkpoint
-    from trainer.distributed import device_of, read_world, start, stop
+    from trainer.distributed import device_of, join, read_world, stop
     from trainer.evaluation.tables import as_text
 
     world = read_world()
@@ -125,7 +125,7 @@ def evaluate(
         typer.echo(f"would measure {what}")
         return
     if world.size > 1:
-        start(world, device_of(world))
+        join(world, device_of(world))
     if world.is_main:
         typer.echo(what)
     share = -(-manifest.num_samples // world.size) * len(found)

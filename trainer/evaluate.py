@@ -28,7 +28,8 @@ from trainer.embed import Embeddings, embed_split
 from trainer.engine import build_encoders
 from trainer.errors import RunError
 from trainer.evaluation.measure import Measured, measure
-from trainer.evaluation.protocols import SplitIds, applicable
+from trainer.evaluation.protocol import SplitIds
+from trainer.evaluation.protocols import applicable
 from trainer.evaluation.tables import Row, Table, as_latex, as_markdown, sources, table_of
 from trainer.inputs import caption_tokenizer, image_side
 from trainer.metrics import Retrieval, chance

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from trainer.evaluation.measures import RANKS
-from trainer.evaluation.protocols import whole
+from trainer.evaluation.protocol import whole
 from trainer.evaluation.ranks import places
 from trainer.evaluation.similarities import Similarities
 
@@ -41,7 +41,7 @@ class Retrieval:
 
 def recall_at_k(ranks: npt.NDArray[np.int64]) -> dict[str, float]:
     """{"r1", "r5", "r10"} in percent from 0-based ranks."""
-    return {f"r{k}": float(100 * np.mean(ranks < k)) for k in RANKS}
+    return {f"r{k}": float(np.mean(100.0 * (ranks < k))) for k in RANKS}
 
 
 def retrieval_ranks(

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
+
+from trainer.evaluation.protocol import Ids
 
 IMAGES, CAPTIONS_AN_IMAGE, FOLDS = 5000, 5, 5
-
-Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

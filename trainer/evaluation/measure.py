@@ -9,7 +9,7 @@ import torch
 from trainer.distributed import World
 from trainer.evaluation.bootstrap import intervals
 from trainer.evaluation.measures import RECALLS, Scores, precisions, recalls
-from trainer.evaluation.protocols import Applicable, Direction, Protocol
+from trainer.evaluation.protocol import Applicable, Direction, Protocol
 from trainer.evaluation.ranks import Places, places
 from trainer.evaluation.similarities import Similarities
 

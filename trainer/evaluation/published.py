@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from trainer.evaluation.protocols import TITLES
+from trainer.evaluation.protocol import TITLES
 
 FILE = Path(__file__).with_name("published.yaml")
 ROUNDING = 7 * 0.05

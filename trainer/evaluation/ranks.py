@@ -105,7 +105,7 @@ def _places(scores: npt.NDArray[np.float32], right: Rows, every: bool) -> Places
     for query, count in enumerate(held.sum(axis=1)):
         # a row at a time stays in the processor's cache: ten times as fast as whole blocks
         row = scores[query]
-        for place in range(min(count, found.shape[1])):
+        for place in range(min(count, len(levels[query]))):
             # not what scores at least as high: a similarity that is no number counts against the model, too
             above = len(row) - np.count_nonzero(row < levels[query, place])
             found[query, place] = place + above - right_above[query, place]
