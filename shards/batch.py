@@ -9,6 +9,8 @@ from torch.utils.data import default_collate
 from shards.images import Pixels
 from shards.sources.record import Regions
 
+NO_ID = -1
+
 
 @dataclass(frozen=True)
 class Undecodable:
@@ -45,6 +47,8 @@ class Batch:
     """(B,) bool: False for a sample that only fills the last batch of an epoch."""
     captions: list[str]
     """(C,) the captions as text."""
+    caption_ids: torch.Tensor | None = None
+    """(C,) int64 in evaluation: the data set's own, `NO_ID` where it has none."""
     undecodable: list[Undecodable] = field(default_factory=list)
     """What was replaced while this batch was made."""
 

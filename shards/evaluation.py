@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from shards.batch import Batch, stack_images, stack_regions
+from shards.batch import NO_ID, Batch, stack_images, stack_regions
 from shards.errors import DataError
 from shards.images import Transform
 from shards.loader import Rank, serve
@@ -71,6 +71,9 @@ class EvaluationDataset(Dataset[Batch]):
             samples=torch.from_numpy(samples),
             valid=torch.ones(len(loaded), dtype=torch.bool),
             captions=captions,
+            caption_ids=torch.tensor(
+                [one for each in loaded for one in each.caption_ids or [NO_ID] * len(each.captions)]
+            ),
         )
 
 

@@ -23,6 +23,8 @@ class Loaded:
     regions: Regions | None
     captions: list[str]
     image_id: int
+    caption_ids: tuple[int, ...] = ()
+    """The data set's own: one a caption, or none at all."""
 
 
 class SampleLoader:
@@ -59,4 +61,5 @@ class SampleLoader:
             pixels = None if image is None else self.transform(image, key)
         except DecodeError as error:
             raise SampleError(f"{self.reader.name(shard, row)}: the image does not decode ({error})") from None
-        return Loaded(pixels, regions, raw.captions, int(self.reader.index(shard).image_ids[row]))
+        image_id = int(self.reader.index(shard).image_ids[row])
+        return Loaded(pixels, regions, raw.captions, image_id, raw.caption_ids)

@@ -5,7 +5,7 @@ import tarfile
 from dataclasses import dataclass
 
 from shards.errors import SampleError
-from shards.members import REGIONS, captions_of, image_of, split_name
+from shards.members import REGIONS, image_of, label_of, split_name
 from shards.regions import decode_regions
 from shards.sources.record import Regions
 
@@ -17,6 +17,8 @@ class TarSample:
     image: bytes | None
     captions: list[str]
     regions: Regions | None = None
+    caption_ids: tuple[int, ...] = ()
+    """The data set's own: one a caption, or none at all."""
 
 
 def parse_sample(data: bytes, where: str) -> TarSample:
@@ -27,14 +29,14 @@ def parse_sample(data: bytes, where: str) -> TarSample:
     try:
         named = [(split_name(name), content) for name, content in members_of(data)]
         members = [(names[1], content) for names, content in named if names is not None]
-        captions = captions_of(members)
+        label = label_of(members)
         regions = next((decode_regions(content) for extension, content in members if extension == REGIONS), None)
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise SampleError(f"{where}: damaged sample ({error}); check the file against its manifest") from None
     image = image_of(members)
-    if (image is None and regions is None) or not captions:
-        raise SampleError(f"{where}: the sample holds no {'image' if captions else 'captions'}")
-    return TarSample(image, captions, regions)
+    if (image is None and regions is None) or not label.captions:
+        raise SampleError(f"{where}: the sample holds no {'image' if label.captions else 'captions'}")
+    return TarSample(image, label.captions, regions, label.caption_ids)
 
 
 def members_of(data: bytes) -> list[tuple[str, bytes]]:

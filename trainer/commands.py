@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from shards.commands.outfile import Overwrite, check_file, write_json
+from shards.commands.outfile import Overwrite, check_file
 
 RecipeFile = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe file, such as configs/demo_pretrain.yaml.")
@@ -88,14 +88,18 @@ def train(
 
 
 def evaluate(
-    checkpoint: Annotated[
-        Path,
+    checkpoints: Annotated[
+        list[Path],
         typer.Argument(
-            metavar="RUN_OR_CHECKPOINT", help="A run's folder (its best checkpoint on val), or a checkpoint."
+            metavar="RUN_OR_CHECKPOINT ...",
+            help="A run's folder (its best checkpoint on val), or a checkpoint; several are one ensemble.",
         ),
     ],
     data: Annotated[str, typer.Option(help="Folder of shards to measure on, such as DIR/test, or its URL.")],
-    out: Annotated[Path | None, typer.Option(help="JSON file to write the recalls to.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="JSON file to write; tables in Markdown (.md) and LaTeX (.tex) go beside it."),
+    ] = None,
     overwrite: Overwrite = False,
     batch_size: Annotated[int, typer.Option(min=2, help="Images embedded at once.")] = 128,
     workers: Workers = 0,
@@ -103,30 +107,59 @@ def evaluate(
         bool, typer.Option("--dry-run", help="Say what would be measured, and measure nothing.")
     ] = False,
 ) -> None:
-    """Measure R@1, R@5, R@10 in both directions and their sum, beside chance.
+    """Measure by every protocol that the split allows, beside chance and published results.
+
+    Recalls and rSum of any split; Flickr30K 1K; COCO 1K, COCO 5K, CxC and ECCV Caption. 95 % intervals are those of
+    a bootstrap over the images. The similarities of an ensemble are averaged. Under torchrun or srun, all processes
+    embed.
 
     A tie counts against the model: a wrong item that scores as high as the right one ranks before it.
     """
     from shards.progress import progress_bar
+    from trainer.errors import RunError
 
-    check_file(out, overwrite)
+    if out is not None and out.suffix in (".md", ".tex"):
+        raise RunError(f"--out {out}: the name of the JSON file; {out.suffix} is written beside it")
+    for file in (out, out.with_suffix(".md"), out.with_suffix(".tex")) if out else ():
+        check_file(file, overwrite)
     from trainer import evaluate as evaluation
     from trainer.checkpoint import find_checkpoint
+    from trainer.distributed import device_of, join, leave, read_world
+    from trainer.evaluation.tables import as_text
 
-    found = find_checkpoint(checkpoint)
-    manifest = evaluation.read_split(found, data)
-    what = f"{found.path} on {data}: {manifest.num_samples:,} images, {manifest.num_captions:,} captions"
+    world = read_world()
+    found = [find_checkpoint(path) for path in checkpoints]
+    manifest = evaluation.read_split(found[0], data)
+    what = f"{', '.join(str(one.path) for one in found)} on {data}: "
+    what += f"{manifest.num_samples:,} images, {manifest.num_captions:,} captions"
     if dry_run:
         typer.echo(f"would measure {what}")
         return
-    typer.echo(what)
-    with progress_bar("embed", manifest.num_samples) as advance:
-        measured = evaluation.evaluate(found.path, data, batch_size=batch_size, workers=workers, on_batch=advance)
-    typer.echo(evaluation.table({"chance": measured.chance, "model": measured.result}))
-    times = measured.result.rsum / measured.chance.rsum
-    typer.echo(f"rSum is {times:.1f} times that of chance")
+    if world.size > 1:
+        join(world, device_of(world))
+    if world.is_main:
+        typer.echo(what)
+    share = -(-manifest.num_samples // world.size) * len(found)
+    with progress_bar("embed", share) as advance:
+        measured = evaluation.evaluate(
+            [one.path for one in found],
+            data,
+            batch_size=batch_size,
+            workers=workers,
+            on_batch=advance if world.is_main else lambda _images: None,
+            world=world,
+        )
+    leave()
+    if not world.is_main:
+        return
+    for table in measured.tables():
+        typer.echo(as_text(table) + "\n")
+    typer.echo(f"rSum is {measured.result.rsum / measured.chance.rsum:.1f} times that of chance")
+    for remark in measured.remarks():
+        typer.echo(remark)
     if out:
-        write_json(out, measured.as_dict())
+        written = evaluation.write_results(measured, out)
+        typer.echo(f"wrote {', '.join(map(str, written))}")
 
 
 def report(

@@ -79,9 +79,8 @@ def device_of(world: World) -> torch.device:
 
 
 def start(world: World, device: torch.device) -> None:
-    """Join the process group: NCCL on GPUs, gloo on the CPU. DeepSpeed needs one even for one process."""
+    """Join the process group, and have DeepSpeed use it; it needs one even for one process."""
     from trainer.deepspeed_setup import prepare_deepspeed
-    from trainer.rendezvous import meet
 
     if "RANK" not in os.environ:
         port = free_port()
@@ -90,6 +89,14 @@ def start(world: World, device: torch.device) -> None:
     if device.type == "cuda":
         # DeepSpeed takes it for the device's number, which it is not where each task sees one GPU alone
         os.environ["LOCAL_RANK"] = str(device.index)
+    join(world, device)
+    prepare_deepspeed(dist.get_backend())
+
+
+def join(world: World, device: torch.device) -> None:
+    """Join the process group: NCCL on GPUs, gloo on the CPU. Raises `RunError` where the world is another."""
+    from trainer.rendezvous import meet
+
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend,
@@ -99,7 +106,6 @@ def start(world: World, device: torch.device) -> None:
         world_size=world.size,
         device_id=device if backend == "nccl" else None,
     )
-    prepare_deepspeed(backend)
 
 
 def leave() -> None:

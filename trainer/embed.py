@@ -26,6 +26,10 @@ class Embeddings:
     """(C,) int64: the image that each caption describes."""
     captions: list[str] = field(default_factory=list)
     """This rank's captions as text: all of them where there is one process."""
+    image_ids: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """(N,) int64: the data set's own, or hashes of the pictures."""
+    caption_ids: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """(C,) int64: the data set's own, `NO_ID` where it has none."""
 
 
 def autocast(device: torch.device, precision: str) -> "torch.autocast | nullcontext[None]":
@@ -53,6 +57,7 @@ def embed_split(
     """
     encoders.eval()
     images, texts, owner, captions = [], [], [], []
+    image_ids, caption_ids = [], []
     batches = evaluation_batches(dataset, batch_size, Rank(world.rank, world.size), workers)
     for batch in batches:
         inputs = (
@@ -62,6 +67,9 @@ def embed_split(
             images.append(encoders.encode_image(*inputs))
             texts.append(encoders.encode_text(batch.text.to(device)))
         owner.append(batch.samples[batch.caption_image].to(device))
+        image_ids.append(batch.image_ids.to(device))
+        assert batch.caption_ids is not None, "evaluation reads them"
+        caption_ids.append(batch.caption_ids.to(device))
         captions.extend(batch.captions)
         on_batch(len(batch))
     return Embeddings(
@@ -69,6 +77,8 @@ def embed_split(
         _concatenate(torch.cat(texts), world),
         _concatenate(torch.cat(owner), world),
         captions,
+        _concatenate(torch.cat(image_ids), world),
+        _concatenate(torch.cat(caption_ids), world),
     )
 
 

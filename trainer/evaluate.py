@@ -1,46 +1,124 @@
-"""A checkpoint on a split: load, embed once, measure."""
+"""Checkpoints on a split: load, embed once, measure by every protocol that applies."""
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from shards.atomic import replacing
 from shards.evaluation import EvaluationDataset
 from shards.images import center_crop
 from shards.manifest import Manifest, read_manifest
 from shards.storage.cache import default_directory
-from trainer.checkpoint import WEIGHTS, Checkpoint, check_hashes, find_checkpoint, load_weights
+from trainer.checkpoint import (
+    WEIGHTS,
+    Checkpoint,
+    best_checkpoint,
+    check_hashes,
+    find_checkpoint,
+    list_checkpoints,
+    load_weights,
+)
 from trainer.distributed import World, device_of
 from trainer.embed import Embeddings, embed_split
 from trainer.engine import build_encoders
 from trainer.errors import RunError
+from trainer.evaluation.measure import Measured, measure
+from trainer.evaluation.protocol import SplitIds
+from trainer.evaluation.protocols import applicable
+from trainer.evaluation.tables import Row, Table, as_latex, as_markdown, sources, table_of
 from trainer.inputs import caption_tokenizer, image_side
-from trainer.metrics import RANKS, Retrieval, chance, retrieval
+from trainer.metrics import Retrieval, chance
 from trainer.plan import cache_of
+
+TIES = "a wrong item that scores as high as a right one ranks before it"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One checkpoint, and the split as it embeds it."""
+
+    checkpoint: Checkpoint
+    embeddings: Embeddings
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The measurement, and what it was taken from."""
 
-    checkpoint: Checkpoint
+    members: tuple[Member, ...]
+    """One checkpoint, or those of an ensemble."""
     manifest: Manifest
-    embeddings: Embeddings
-    result: Retrieval
+    protocols: tuple[Measured, ...]
+    """All that apply to the split; the first is of the whole split."""
+    left_out: dict[str, str]
+    """Protocols that do not apply, with the reason."""
+    notes: tuple[str, ...]
     chance: Retrieval
 
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The first one."""
+        return self.members[0].checkpoint
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """Those of the first checkpoint."""
+        return self.members[0].embeddings
+
+    @property
+    def result(self) -> Retrieval:
+        """Recalls on the whole split."""
+        first = self.protocols[0]
+        return Retrieval(first.i2t.values, first.t2i.values, self.chance.num_images, self.chance.num_captions)
+
+    @property
+    def name(self) -> str:
+        """For the row of a table."""
+        return "this model" if len(self.members) == 1 else f"ensemble of {len(self.members)}"
+
     def as_dict(self) -> dict[str, Any]:
+        first = self.members[0].checkpoint
         return {
             **self.result.as_dict(),
             "chance": self.chance.as_dict(),
-            "checkpoint": str(self.checkpoint.path),
-            "step": self.checkpoint.step,
+            "checkpoint": str(first.path),
+            "step": first.step,
+            "members": [{"checkpoint": str(m.checkpoint.path), "step": m.checkpoint.step} for m in self.members],
             "dataset": self.manifest.dataset,
             "split": self.manifest.split,
+            "fingerprint": self.manifest.fingerprint,
+            "ties": TIES,
+            "protocols": [one.as_dict() for one in self.protocols],
+            "left_out": self.left_out,
+            "notes": list(self.notes),
         }
+
+    def tables(self) -> list[Table]:
+        """A table a protocol, chance beside the whole split."""
+        by_chance = Row("chance", [*self.chance.i2t.values(), *self.chance.t2i.values(), self.chance.rsum])
+        return [
+            table_of(one, self.name, [by_chance] if place == 0 else []) for place, one in enumerate(self.protocols)
+        ]
+
+    def remarks(self) -> list[str]:
+        """What must be known beside the tables, a line each."""
+        absent: dict[str, list[str]] = {}
+        for title, reason in self.left_out.items():
+            absent.setdefault(reason, []).append(title)
+        return [
+            f"ties: {TIES}",
+            *(f"left out: {', '.join(titles)}: {reason}" for reason, titles in absent.items()),
+            *(f"note: {note}" for note in self.notes),
+        ]
+
+    def sources(self) -> list[str]:
+        """Of the published rows."""
+        return sources(self.tables(), [one.key for one in self.protocols])
 
 
 def read_split(checkpoint: Checkpoint, data: str | Path) -> Manifest:
@@ -61,23 +139,67 @@ def evaluation_set(checkpoint: Checkpoint, manifest: Manifest) -> EvaluationData
     return EvaluationDataset(manifest, center_crop(image_side(model)), caption_tokenizer(model))
 
 
+def selection_note(chosen: Checkpoint, manifest: Manifest) -> str | None:
+    """What to say of how a checkpoint was chosen that is measured on a test split; None for the best one on val."""
+    if manifest.split != "test":
+        return None
+    siblings = list_checkpoints(chosen.path.resolve().parent)
+    best = best_checkpoint(siblings) if siblings else chosen
+    if best.val is None:
+        return f"{chosen.path}: nothing was measured on val, so this checkpoint was not selected by it"
+    if best.path != chosen.path.resolve():
+        return (
+            f"{chosen.path}: not the run's best on val, which is {best.path.name}; models are selected on val alone"
+        )
+    return None
+
+
 def evaluate(
-    path: Path,
+    path: Path | Sequence[Path],
     data: str | Path,
     *,
     batch_size: int = 128,
     workers: int = 0,
     on_batch: Callable[[int], None] = lambda _images: None,
+    world: World | None = None,
 ) -> Evaluation:
-    """Evaluate a checkpoint, or a run's best one on val, on a folder of shards, in this process.
+    """Evaluate a checkpoint, or a run's best one on val, on a folder of shards; several are an ensemble.
 
-    `workers` processes load the images, this one where it is 0. Raises `RunError` or `DataError` when either
-    cannot be read.
+    The similarities of an ensemble are averaged. `workers` processes load the images, this one where it is 0. Every
+    process of a started `world` calls it, embeds its share, and returns the whole. Raises `RunError` or `DataError`
+    when something cannot be read.
     """
-    checkpoint = find_checkpoint(path)
-    check_hashes(checkpoint, [WEIGHTS])
-    manifest = read_split(checkpoint, data)
-    world = World()
+    paths = [path] if isinstance(path, Path) else list(path)
+    checkpoints = [find_checkpoint(one) for one in paths]
+    for one in checkpoints:
+        check_hashes(one, [WEIGHTS])
+    manifest = read_split(checkpoints[0], data)
+    world = world or World()
+    members = [
+        Member(one, _embed(one, read_split(one, data), world, batch_size, workers, on_batch)) for one in checkpoints
+    ]
+    first = members[0].embeddings
+    owner = first.caption_image.cpu().numpy()
+    ids = SplitIds(
+        manifest.dataset, manifest.split, first.image_ids.cpu().numpy(), first.caption_ids.cpu().numpy(), owner
+    )
+    what = applicable(ids)
+    measured = measure(
+        [one.embeddings.images for one in members], [one.embeddings.texts for one in members], what, world
+    )
+    notes = [*what.notes, *(note for one in checkpoints if (note := selection_note(one, manifest)))]
+    expected = chance(owner, len(first.images))
+    return Evaluation(tuple(members), manifest, tuple(measured), what.left_out, tuple(notes), expected)
+
+
+def _embed(
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    world: World,
+    batch_size: int,
+    workers: int,
+    on_batch: Callable[[int], None],
+) -> Embeddings:
     device = device_of(world)
     encoders = build_encoders(checkpoint.recipe.model, seed=0, pretrained=False)
     if unmatched := load_weights(encoders, checkpoint, prefix="encoders."):
@@ -94,19 +216,19 @@ def evaluate(
     )
     if not torch.isfinite(embeddings.images).all() or not torch.isfinite(embeddings.texts).all():
         raise RunError(f"{checkpoint.path}: its embeddings are not finite numbers; take an older checkpoint")
-    result = retrieval(embeddings.images, embeddings.texts, embeddings.caption_image)
-    expected = chance(embeddings.caption_image.cpu().numpy(), len(embeddings.images))
-    return Evaluation(checkpoint, manifest, embeddings, result, expected)
+    return embeddings
 
 
-def table(rows: dict[str, Retrieval]) -> str:
-    """Named results as a plain-text table."""
-    width = max(map(len, rows))
-    lines = [
-        f"{'':{width}} {'image to text':>21}{'text to image':>21}",
-        f"{'':{width}} " + 2 * "".join(f"{f'R@{k}':>7}" for k in RANKS) + f"  {'rSum':>7}",
-    ]
-    for name, row in rows.items():
-        recalls = [*row.i2t.values(), *row.t2i.values()]
-        lines.append(f"{name:{width}} " + "".join(f"{value:7.1f}" for value in recalls) + f"  {row.rsum:7.1f}")
-    return "\n".join(lines)
+def write_results(evaluation: Evaluation, out: Path) -> list[Path]:
+    """Write the JSON file `out`, and beside it the tables as Markdown and LaTeX; returns the three paths."""
+    tables, below = evaluation.tables(), [*evaluation.remarks(), *evaluation.sources()]
+    texts = {
+        out: json.dumps(evaluation.as_dict(), indent=2) + "\n",
+        out.with_suffix(".md"): "\n".join([*map(as_markdown, tables), *(f"- {line}" for line in below), ""]),
+        out.with_suffix(".tex"): "\n".join([*map(as_latex, tables), *(f"% {line}" for line in below), ""]),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for path, text in texts.items():
+        with replacing(path) as stream:
+            stream.write(text.encode())
+    return list(texts)

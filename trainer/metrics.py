@@ -1,7 +1,6 @@
-"""Retrieval metrics, in both directions, with any number of captions an image.
+"""Recalls of a split, in both directions, with any number of captions an image.
 
-Ties: a rank counts every wrong item that scores at least as high as the best right one, so a model that
-gives all pairs one score is ranked last, not first.
+Ties count against the model, as `trainer.evaluation.ranks` says.
 """
 
 from dataclasses import dataclass
@@ -10,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-RANKS = (1, 5, 10)
-BLOCK = 1024
-"""Queries scored at once: memory grows with the block, not with the square of the data set."""
+from trainer.evaluation.measures import RANKS
+from trainer.evaluation.protocol import whole
+from trainer.evaluation.ranks import places
+from trainer.evaluation.similarities import Similarities
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Retrieval:
 
 def recall_at_k(ranks: npt.NDArray[np.int64]) -> dict[str, float]:
     """{"r1", "r5", "r10"} in percent from 0-based ranks."""
-    return {f"r{k}": float(100 * np.mean(ranks < k)) for k in RANKS}
+    return {f"r{k}": float(np.mean(100.0 * (ranks < k))) for k in RANKS}
 
 
 def retrieval_ranks(
@@ -53,23 +53,11 @@ def retrieval_ranks(
     rank is that of its best-ranked caption; its other captions do not stand in its way. An image without a
     caption is no query, so it has no rank.
     """
-    i2t, t2i = [], []
-    for start in range(0, len(images), BLOCK):
-        rows = torch.arange(start, min(start + BLOCK, len(images)), device=images.device)
-        own = caption_image.unsqueeze(0) == rows.unsqueeze(1)
-        scores = images[rows] @ texts.T
-        i2t.append(_ranks(scores, own)[own.any(dim=1)])
-    for start in range(0, len(texts), BLOCK):
-        rows = torch.arange(start, min(start + BLOCK, len(texts)), device=texts.device)
-        own = caption_image[rows].unsqueeze(1) == torch.arange(len(images), device=texts.device)
-        t2i.append(_ranks(texts[rows] @ images.T, own))
-    return torch.cat(i2t).cpu().numpy(), torch.cat(t2i).cpu().numpy()
-
-
-def _ranks(scores: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    best = scores.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
-    # not `>=`: a score that is no number counts against the model, too
-    return (~(scores < best) & ~own).sum(dim=1)
+    protocol = whole("", "", caption_image.cpu().numpy(), len(images))
+    similarities = Similarities([images], [texts])
+    (i2t,) = places(similarities, protocol.i2t.tasks, by_text=False)
+    (t2i,) = places(similarities, protocol.t2i.tasks, by_text=True)
+    return i2t[:, 0], t2i[:, 0]
 
 
 def retrieval(images: torch.Tensor, texts: torch.Tensor, caption_image: torch.Tensor) -> Retrieval:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,11 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.convert import Options, write_split
 from shards.errors import DataError
 from shards.evaluation import EvaluationDataset, evaluation_batches
 from shards.images import random_resized_crop
 from shards.loader import Rank
-from shards.manifest import Manifest, read_index
+from shards.manifest import Manifest, read_index, read_manifest
+from tests.conftest import numbered_record
 from tests.shards.fakes import SIZES, FakeReader, captions_of, fake_manifest, key_as_pixel, tokenize
 
 
@@ -78,6 +81,16 @@ def test_the_pictures_belong_to_their_captions(manifest: Manifest) -> None:
     assert batch.images is not None
     assert batch.images.shape == (23, 16, 16, 3)
     assert batch.images.dtype == torch.uint8
+
+
+def test_the_ids_of_captions_come_with_them(tmp_path: Path) -> None:
+    records = [
+        replace(numbered_record(number), caption_ids=ids) for number, ids in enumerate([(7, 5, 6), (), (1, 2, 3)])
+    ]
+    write_split(records, tmp_path / "test", dataset="synthetic", split="test", options=Options())
+    (batch,) = evaluation_batches(dataset_of(read_manifest(tmp_path / "test")), 4, Rank())
+    assert batch.caption_ids is not None
+    assert batch.caption_ids.tolist() == [7, 5, 6, -1, -1, -1, 1, 2, 3]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

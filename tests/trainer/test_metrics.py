@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import metrics
+from trainer.evaluation import similarities
 from trainer.metrics import Retrieval, chance, recall_at_k, retrieval, retrieval_ranks
 
 
@@ -78,20 +78,21 @@ def test_the_order_of_the_captions_changes_nothing(
     assert retrieval(images, texts, owner) == retrieval(images, texts[shuffled], owner[shuffled])
 
 
-@given(split=splits(), block=st.integers(1, 4))
+@given(split=splits(), block=st.integers(1, 40), held=st.sampled_from([0, 2**27]))
 @settings(max_examples=40, deadline=None)
 def test_the_size_of_a_block_changes_nothing(
-    split: tuple[torch.Tensor, torch.Tensor, list[int]], block: int
+    split: tuple[torch.Tensor, torch.Tensor, list[int]], block: int, held: int
 ) -> None:
     images, texts, owners = split
     whole = retrieval(images, texts, torch.tensor(owners))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "BLOCK", block)
+        patch.setattr(similarities, "BLOCK", block)
+        patch.setattr(similarities, "HELD", held)
         assert retrieval(images, texts, torch.tensor(owners)) == whole
 
 
 def test_more_queries_than_a_block_are_all_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "BLOCK", 3)
+    monkeypatch.setattr(similarities, "BLOCK", 50)
     eye = torch.eye(8)
     i2t, t2i = retrieval_ranks(eye, eye.repeat_interleave(2, dim=0), torch.arange(8).repeat_interleave(2))
     assert i2t.tolist() == [0] * 8
