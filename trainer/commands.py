@@ -39,7 +39,8 @@ def train(
     from trainer.preemption import StopRequest
 
     stop = StopRequest()
-    stop.listen()  # before torch is imported, which takes seconds
+    if not dry_run:
+        stop.listen()  # before torch is imported, which takes seconds
     from trainer.distributed import read_world
     from trainer.errors import RunError
     from trainer.recipe import load_recipe
