@@ -44,7 +44,8 @@ def train(
     from trainer.preemption import StopRequest
 
     stop = StopRequest()
-    stop.listen()  # before torch is imported, which takes seconds
+    if not dry_run:
+        stop.listen()  # before torch is imported, which takes seconds
     from trainer.distributed import read_world
     from trainer.launchers import check_processes
     from trainer.recipe import load_recipe

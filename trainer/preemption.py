@@ -22,7 +22,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.deadline = float("inf")
         self.signal: signal.Signals | None = None
-        self._started = time.monotonic()
+        self._started, self._is_child = time.monotonic(), False
 
     def allow(self, minutes: float | None) -> None:
         """Stop so many minutes after this object was made; None for no limit."""
@@ -55,7 +55,7 @@ class StopRequest:
 
         Where SIGINT is ignored, as in a background job of a script, it stays so.
         """
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        if not self._is_child and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._interrupt)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
@@ -74,7 +74,7 @@ class StopRequest:
 
         Ctrl-C is a request, too, and no more than that: its parent gets it as well, and answers a second one.
         """
-        self.deadline = deadline
+        self.deadline, self._is_child = deadline, True
         self.listen()
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._remember)

@@ -2,7 +2,7 @@
 
 `flip`: a bit of its queue changes. `nan`: its loss is not a number. `overflow`: its gradients are not finite;
 `overflow*`: nor are they in any further step. `refuse`: it has a user's error. `crash`: it has a fault of its own.
-`kill`: the system ends it. `hang`: it sleeps.
+`kill`: the system ends it. `hang`: it sleeps. `stop`: a scheduler asks it to end, and does not ask once.
 """
 
 import os
@@ -48,6 +48,9 @@ def _do(kind: str, trainer: Trainer) -> None:
         raise AssertionError("a fault in the middle")
     elif kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif kind == "stop":
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+            signal.raise_signal(number)
     elif kind == "hang":
         time.sleep(float(os.environ["SECONDS"]))
 

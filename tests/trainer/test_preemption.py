@@ -51,6 +51,15 @@ def test_a_background_job_that_ignores_interrupts_goes_on_doing_so() -> None:
     assert stop.reason is None
 
 
+def test_in_a_child_any_number_of_interrupts_is_one_request() -> None:
+    stop = StopRequest()
+    stop.listen_as_child(float("inf"))
+    stop.hold_interrupts()
+    for _ in range(3):
+        signal.raise_signal(signal.SIGINT)
+    assert stop.reason == "SIGINT"
+
+
 def test_a_time_budget_counts_from_when_it_began() -> None:
     stop = StopRequest()
     stop.allow(None)
