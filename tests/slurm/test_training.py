@@ -96,7 +96,7 @@ def test_a_run_that_is_requeued_and_loses_a_node_ends_as_an_undisturbed_one(
     assert len(nodes) == 3
     lab.do("node-off", nodes[-1], "now")
     lab.wait(job, "PENDING", seconds=60)
-    lab.slurm("scontrol", "update", f"JobId={job}", "NumNodes=2-2")
+    lab.slurm("scontrol", "update", f"JobId={job}", "NumTasks=2", "NumCPUs=2", "NumNodes=2-2")
     ended = completed(lab, job, run)
     assert (ended["Restarts"], ended["NumNodes"]) == ("3", "2")
     assert (run / "outcome").read_text() == "finished 0\n"
