@@ -73,7 +73,6 @@ def writing(
 
 def save_and_die(run: Path, step: int, calls: int | None, file_bytes: int | None) -> None:
     """Save one checkpoint, and be killed at the n-th call on files or when a file has so many bytes."""
-    os.environ.pop("OMP_NUM_THREADS", None)
     torch.set_num_threads(1)
     with alone(), writing(run, keep_last=1) as (writer, _):
         if calls is not None:

@@ -129,6 +129,17 @@ def test_a_lease_that_is_gone_or_damaged_stops_the_run(tmp_path: Path, content: 
         lease.check()
 
 
+def test_a_run_that_never_began_leaves_no_folder_and_takes_none_away(tmp_path: Path) -> None:
+    with Lease(tmp_path / "new"):
+        pass
+    with Lease(tmp_path / "begun"):
+        (tmp_path / "begun/metrics.jsonl").touch()
+    (tmp_path / "there").mkdir()
+    with Lease(tmp_path / "there"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["begun", "there"]
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot be made"):
