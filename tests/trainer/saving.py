@@ -63,11 +63,16 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def writing(
-    run: Path, *, keep_last: int = 2, say: Callable[[str], None] = lambda _text: None
+    run: Path,
+    *,
+    keep_last: int = 2,
+    say: Callable[[str], None] = lambda _text: None,
+    resumed_step: int | None = None,
 ) -> Iterator[tuple[CheckpointWriter, Any]]:
     """A writer and the engine that it saves."""
     recipe, engine = Recipe.model_validate({"checkpoint": {"keep_last": keep_last}}), small_engine()
-    with Lease(run) as lease, CheckpointWriter(run / "checkpoints", engine, recipe, lease, say) as writer:
+    folder = run / "checkpoints"
+    with Lease(run) as lease, CheckpointWriter(folder, engine, recipe, lease, say, resumed_step) as writer:
         yield writer, engine
 
 
