@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from model.frameworks import Framework
+from shards.atomic import replacing
 from shards.errors import told
 from shards.loader import Position
 from trainer.config import Recipe
@@ -92,6 +93,14 @@ def with_concepts(recipe: Recipe, path: Path) -> Recipe:
 def seal(state: dict[str, Any]) -> bytes:
     """A `state.json` that shows whether a byte of it was changed."""
     return json.dumps(state | {"sha256": _fingerprint(state)}, indent=2).encode() + b"\n"
+
+
+def add_val(path: Path, val: dict[str, Any]) -> None:
+    """Put recalls that were measured later into a checkpoint."""
+    state = json.loads((path / STATE).read_text())
+    del state["sha256"]
+    with replacing(path / STATE) as stream:
+        stream.write(seal(state | {"val": val}))
 
 
 def _fingerprint(state: dict[str, Any]) -> str:
@@ -220,15 +229,19 @@ def prune(folder: Path, keep_last: int) -> None:
     checkpoints = look_for_checkpoints(folder).whole
     for checkpoint in checkpoints[:-keep_last]:
         if checkpoint.path != best_checkpoint(checkpoints).path:
-            remove(checkpoint.path)
+            shutil.rmtree(retire(checkpoint.path))
 
 
-def remove(path: Path) -> None:
-    """Remove a checkpoint. It is renamed first: a half-removed folder must not look like one."""
+def step_name(step: int) -> str:
+    """The folder of a checkpoint."""
+    return f"step-{step:08d}"
+
+
+def retire(path: Path) -> Path:
+    """Rename a checkpoint that is to be removed, since a half-removed folder must not look like one."""
     doomed = path.with_name(f".{path.name}.removed")
     shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+    return path.rename(doomed)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -18,7 +18,18 @@ import torch
 import torch.distributed as dist
 
 from shards.atomic import sync_folder
-from trainer.checkpoint import CONCEPTS, FORMAT_VERSION, RECIPE, STATE, WEIGHTS, Progress, prune, remove, seal
+from trainer.checkpoint import (
+    CONCEPTS,
+    FORMAT_VERSION,
+    RECIPE,
+    STATE,
+    WEIGHTS,
+    Progress,
+    prune,
+    retire,
+    seal,
+    step_name,
+)
 from trainer.config import Recipe
 from trainer.distributed import TIMEOUT
 from trainer.errors import RunError
@@ -59,7 +70,7 @@ class Save:
 
     @property
     def path(self) -> Path:
-        return self.folder / f"step-{self.progress.step:08d}"
+        return self.folder / step_name(self.progress.step)
 
     @property
     def partial(self) -> Path:
@@ -142,10 +153,13 @@ class Save:
         write_file(self.partial / STATE, [seal(state)], self._go_on)
         sync_folder(self.partial)
         self._check_lease()
-        if self.path.exists():  # the same step, from a run that was taken over from
-            remove(self.path)
+        # the same step may be there from a program that this one has taken over from
+        doomed = retire(self.path) if self.path.exists() else None
         self.partial.rename(self.path)
         sync_folder(self.folder)
+        if doomed:
+            shutil.rmtree(doomed)
+        self._check_lease()  # whoever has it now may go on from what would be pruned
         prune(self.folder, self.recipe.checkpoint.keep_last)
 
     def _gather_shares(self) -> dict[str, Written]:

@@ -14,10 +14,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-from trainer.checkpoint import Progress, remove_leftovers
+from trainer.checkpoint import Progress, add_val, remove_leftovers, step_name
 from trainer.checkpoint_save import Save
 from trainer.config import Recipe
 from trainer.errors import RunError
+from trainer.failures import is_lost_connection
 from trainer.lease import Lease
 from trainer.partitions import own_moments, own_weights, whole_shapes
 from trainer.tensor_files import HostCopy
@@ -34,8 +35,15 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, folder: Path, engine: Any, recipe: Recipe, lease: Lease | None, say: Callable[[str], None]
+        self,
+        folder: Path,
+        engine: Any,
+        recipe: Recipe,
+        lease: Lease | None,
+        say: Callable[[str], None],
+        resumed_step: int | None = None,
     ) -> None:
+        """`resumed_step` is that of the checkpoint which the run goes on from."""
         self._folder, self._engine, self._recipe, self._lease, self._say = folder, engine, recipe, lease, say
         self._on_gpu = engine.device.type == "cuda"
         self._weights, self._moments = HostCopy(self._on_gpu), HostCopy(self._on_gpu)
@@ -46,17 +54,19 @@ class CheckpointWriter:
         dist.broadcast_object_list(run_id)
         self._run_id: str = run_id[0]
         self._save: Save | None = None
-        self._last_step: int | None = None
+        self._last_step = resumed_step
         self._stall: float | None = None
         # fresh memory costs more than the copy into it, so the first save is to find it ready
         self._thread = self._start(self._reserve, own_weights(engine), own_moments(engine))
 
     def save(self, progress: Progress) -> None:
-        """Save this moment of the run; training may go on when it returns. The same step twice is saved once.
+        """Save this moment of the run; training may go on when it returns.
 
+        Of a step that is saved already, only the recalls on val are added, where they were measured since.
         Waits for a save that is still under way. Raises `RunError` on every rank when that one failed.
         """
         if progress.step == self._last_step:
+            self._add_val(progress)
             return
         begin = time.perf_counter()
         if self._save and self._thread.is_alive():
@@ -85,6 +95,14 @@ class CheckpointWriter:
         self._last_step = progress.step
         self._stall = (self._stall or 0.0) + time.perf_counter() - begin
 
+    def _add_val(self, progress: Progress) -> None:
+        if progress.val is None:
+            return
+        self.close()
+        if self._lease:
+            self._lease.check()
+            add_val(self._folder / step_name(progress.step), progress.val)
+
     def check(self) -> None:
         """Raise `RunError` on every rank when a save has failed since the last call; free while none goes on."""
         if self._save is None:
@@ -112,11 +130,12 @@ class CheckpointWriter:
     def __enter__(self) -> "CheckpointWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
-        if kind is None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if error is None:
             self.close()
         elif self._save:
-            self._thread.join(GRACE if issubclass(kind, Exception) else 0.0)
+            can_end = isinstance(error, Exception) and not is_lost_connection(error)
+            self._thread.join(GRACE if can_end else 0.0)
             self._save.stop.set()
             self._thread.join(GRACE)
 

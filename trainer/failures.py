@@ -65,7 +65,7 @@ class SharedFailure:
         self._watch.join()
         if error is None:
             dist.barrier()  # with the store's host gone, the others would take this for its failure
-        elif _is_lost_connection(error):
+        elif is_lost_connection(error):
             if self._told_soon():
                 raise SystemExit(1)
             raise LostPeerError(LOST_PEER) from None
@@ -110,7 +110,7 @@ class SharedFailure:
             os._exit(1)
 
 
-def _is_lost_connection(error: BaseException) -> bool:
+def is_lost_connection(error: BaseException) -> bool:
     """Whether the error is that a collective found a peer gone."""
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo/transport")
     return isinstance(error, dist.DistError) or (

@@ -8,6 +8,7 @@ file: the last one that wrote its name there owns the run, and everyone looks th
 import json
 import os
 import secrets
+import shutil
 import socket
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from shards.atomic import replacing
 from shards.lock import FileLock
 from trainer.errors import RunError
 
-LEASE = "lease.json"
+LEASE, LOCK = "lease.json", ".lock"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -64,12 +65,13 @@ class Lease:
     """
 
     def __init__(self, run_dir: Path) -> None:
+        self._made = not run_dir.exists()
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"run.dir={run_dir}: cannot be made ({error.strerror}); give another folder") from None
         self.run_dir, self.owner = run_dir, this_program()
-        self._lock = FileLock(run_dir / ".lock")
+        self._lock = FileLock(run_dir / LOCK)
         self._locked = self._lock.acquire()
         before = _read(run_dir / LEASE)
         if not self._locked and (before is None or before.machine == self.owner.machine):
@@ -96,6 +98,8 @@ class Lease:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        if self._made and {path.name for path in self.run_dir.glob("*")} <= {LEASE, LOCK}:
+            shutil.rmtree(self.run_dir, ignore_errors=True)  # a run that could not begin leaves nothing
         self._lock.close()
 
 

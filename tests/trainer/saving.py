@@ -63,17 +63,21 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def writing(
-    run: Path, *, keep_last: int = 2, say: Callable[[str], None] = lambda _text: None
+    run: Path,
+    *,
+    keep_last: int = 2,
+    say: Callable[[str], None] = lambda _text: None,
+    resumed_step: int | None = None,
 ) -> Iterator[tuple[CheckpointWriter, Any]]:
     """A writer and the engine that it saves."""
     recipe, engine = Recipe.model_validate({"checkpoint": {"keep_last": keep_last}}), small_engine()
-    with Lease(run) as lease, CheckpointWriter(run / "checkpoints", engine, recipe, lease, say) as writer:
+    folder = run / "checkpoints"
+    with Lease(run) as lease, CheckpointWriter(folder, engine, recipe, lease, say, resumed_step) as writer:
         yield writer, engine
 
 
 def save_and_die(run: Path, step: int, calls: int | None, file_bytes: int | None) -> None:
     """Save one checkpoint, and be killed at the n-th call on files or when a file has so many bytes."""
-    os.environ.pop("OMP_NUM_THREADS", None)
     torch.set_num_threads(1)
     with alone(), writing(run, keep_last=1) as (writer, _):
         if calls is not None:

@@ -118,13 +118,31 @@ def test_a_second_save_waits_for_the_first_and_says_so(tmp_path: Path, gate: Gat
     assert whole_steps(tmp_path) == [1, 2]
 
 
-def test_a_step_is_saved_once(tmp_path: Path) -> None:
+def test_of_a_step_that_is_saved_already_only_the_evaluation_is_added(tmp_path: Path) -> None:
     with writing(tmp_path) as (writer, _):
         writer.save(progress(1, 3.0))
         writer.save(progress(1))
+    weights = tmp_path / "checkpoints/step-00000001" / WEIGHTS
+    written = weights.stat().st_ino
+    for resumed, rsum in ((None, 3.0), (1, 9.0)):
+        with writing(tmp_path, resumed_step=resumed) as (writer, _):
+            if resumed:
+                writer.save(progress(1, rsum))
+        checkpoint = newest_checkpoint(tmp_path / "checkpoints")
+        assert checkpoint is not None
+        assert checkpoint.val == {"rsum": rsum}
+    assert whole_steps(tmp_path) == [1]
+    assert weights.stat().st_ino == written
+
+
+def test_a_step_that_an_older_owner_has_saved_since_is_replaced(tmp_path: Path) -> None:
+    for rsum in (3.0, 4.0):
+        with writing(tmp_path) as (writer, _):
+            writer.save(progress(1, rsum))
     checkpoint = newest_checkpoint(tmp_path / "checkpoints")
     assert checkpoint is not None
-    assert checkpoint.val == {"rsum": 3.0}
+    assert checkpoint.val == {"rsum": 4.0}
+    assert whole_steps(tmp_path) == [1]
 
 
 def test_old_checkpoints_are_pruned_but_for_the_best(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ENVIRONMENT, REPOSITORY
+from trainer.config import LogConfig, Recipe
 from trainer.errors import RunError
 from trainer.lease import LEASE, Lease
 from trainer.logs import METRICS, RunLog
@@ -16,6 +17,7 @@ OWNER = """
 import sys
 from pathlib import Path
 import trainer.lease
+from trainer.config import LogConfig, Recipe
 from trainer.errors import RunError
 trainer.lease._BOOT = Path(sys.argv[2])
 with trainer.lease.Lease(Path(sys.argv[1])) as lease:
@@ -107,8 +109,9 @@ def test_from_another_machine_a_run_is_taken_over_and_the_older_one_stops(
 
 
 def test_a_log_that_was_taken_over_gets_no_more_rows(tmp_path: Path) -> None:
-    row = {"step": 1, "loss": 1.0, "samples_per_second": 1.0, "data_wait": 0.0}
-    with Lease(tmp_path) as lease, RunLog(lease, total_steps=9, start_step=0, tensorboard=False) as log:
+    row = {"step": 1, "loss": 1.0, "samples_per_second": 1.0, "data_wait": 0.0, "memory_gb": 0.0}
+    recipe = Recipe(log=LogConfig(tensorboard=False))
+    with Lease(tmp_path) as lease, RunLog(lease, total_steps=9, start_step=0, recipe=recipe) as log:
         log.metrics(row)
         theirs = (tmp_path / LEASE).read_text().replace(lease.owner.id, "another")
         (tmp_path / LEASE).write_text(theirs)
@@ -127,6 +130,17 @@ def test_a_lease_that_is_gone_or_damaged_stops_the_run(tmp_path: Path, content: 
             lease.check()
     with Lease(tmp_path) as lease:
         lease.check()
+
+
+def test_a_run_that_never_began_leaves_no_folder_and_takes_none_away(tmp_path: Path) -> None:
+    with Lease(tmp_path / "new"):
+        pass
+    with Lease(tmp_path / "begun"):
+        (tmp_path / "begun/metrics.jsonl").touch()
+    (tmp_path / "there").mkdir()
+    with Lease(tmp_path / "there"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["begun", "there"]
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
