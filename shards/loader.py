@@ -101,9 +101,10 @@ def serve(dataset: Dataset[Batch], requests: Iterable[Any], workers: int, pin: b
         raise
     finally:
         # now, while the workers' queues stand: the garbage collector takes these first, and a worker that still
-        # starts would fail on them
+        # starts would fail on them. By name: an error's traceback may keep the iterator, and torch, which watches
+        # its workers as long, would tell of their end in the midst of something else
         started = getattr(batches, "_workers", [])
-        del batches
+        getattr(batches, "_shutdown_workers", lambda: None)()
         for worker in started:  # one that hangs in a read, and holds the signal that torch has sent it
             if worker.is_alive():
                 worker.kill()

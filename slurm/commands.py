@@ -30,6 +30,9 @@ def submit(
     chain: Annotated[
         Path | None, typer.Option(help="A YAML file of several jobs, each after the one before; without RECIPE.")
     ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="With --chain, where scripts and logs go.", show_default="runs/chain-NAME")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the scripts; write and send nothing.")] = False,
 ) -> None:
     """Write a batch script beside the run, with its recipe and the code's version, and send it to Slurm.
@@ -49,7 +52,7 @@ def submit(
         raise RunError("give either a RECIPE or --chain FILE")
     jobs: list[Job]
     if chain is not None:
-        jobs = read_chain(chain, Path("runs").absolute() / f"chain-{chain.stem}", lead)
+        jobs = read_chain(chain, (folder or Path("runs") / f"chain-{chain.stem}").absolute(), lead)
     else:
         assert recipe is not None
         try:
@@ -74,10 +77,9 @@ def submit(
         return
     for job, identity in send(jobs):
         typer.echo(f"{identity}  {job.path}")
-    ids = "squeue --me"
-    typer.echo(f"watch: {ids}; logs beside the scripts")
-    for folder in dict.fromkeys(job.folder for job in jobs if job.recipe):
-        typer.echo(f"       itm status {folder.parent}")
+    typer.echo("watch: squeue --me; logs beside the scripts")
+    for run in dict.fromkeys(job.folder.parent for job in jobs if job.recipe):
+        typer.echo(f"       itm status {run}")
 
 
 def status(

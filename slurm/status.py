@@ -8,7 +8,7 @@ from slurm import queue
 from slurm.submit import FOLDER, JOBS
 from trainer.errors import RunError
 
-METRICS, STATE = "metrics.jsonl", "state.json"
+METRICS, OUTCOME = "metrics.jsonl", "outcome"
 
 
 def status(run: Path) -> list[str]:
@@ -16,10 +16,10 @@ def status(run: Path) -> list[str]:
     if not run.is_dir():
         raise RunError(f"{run}: no such run")
     lines = [f"run         {run}"]
-    state = _read(run / STATE)
+    outcome = run / OUTCOME
     rows = _rows(run / METRICS)
-    if state:
-        lines.append(f"state       {state['state']}, step {state['step']:,} of {state['total_steps']:,}")
+    if outcome.is_file():
+        lines.append(f"ended       {outcome.read_text().strip()}")
     if rows:
         last = rows[-1]
         lines.append(
@@ -31,7 +31,7 @@ def status(run: Path) -> list[str]:
     jobs = _rows(run / FOLDER / JOBS)
     for job in jobs:
         lines.append(f"job         {job['id']} {job['name']}: {_job(job['id'])}")
-    if not (state or rows or checkpoints or jobs):
+    if not (outcome.is_file() or rows or checkpoints or jobs):
         raise RunError(f"{run}: neither a run nor one that was submitted")
     return lines
 
@@ -50,14 +50,6 @@ def _job(identity: str) -> str:
         + (f", on {nodes}" if nodes != "(null)" else "")
         + (f", exit code {found['ExitCode']}" if state in ("FAILED", "COMPLETED", "NODE_FAIL", "TIMEOUT") else "")
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    return found
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -56,6 +56,7 @@ def train(
     if not dry_run:
         check_processes(os.environ, processes)
     world = read_world()
+    from trainer.outcome import first_failure, write_outcome
     from trainer.plan import make_plan
 
     plan = make_plan(loaded, world.size if world.size > 1 else processes or 1)
@@ -71,19 +72,23 @@ def train(
     if plan.finished and world.is_main:
         typer.echo(f"{plan.run_dir}: already trained to step {plan.total_steps:,}; raise schedule.epochs to go on")
     if plan.finished and world.size == 1:
+        write_outcome(plan.run_dir, "finished", 0)
         return
     try:
-        if world.size > 1:
-            from trainer.loop import train as run
+        with first_failure(plan.run_dir, world):
+            if world.size > 1:
+                from trainer.loop import train as run
 
-            stopped = run(plan, world, stop)
-        else:
-            from trainer.launch import launch
+                stopped = run(plan, world, stop)
+            else:
+                from trainer.launch import launch
 
-            stopped = launch(plan, stop)
+                stopped = launch(plan, stop)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on from the newest checkpoint, if there is one") from None
     stop.close()
+    if world.is_main:
+        write_outcome(plan.run_dir, *("saved", stop.exit_code) if stopped else ("finished", 0))
     if stopped:
         raise typer.Exit(stop.exit_code)
 

@@ -44,11 +44,16 @@ def this_program() -> Owner:
     return Owner(
         id=secrets.token_hex(8),
         host=host,
-        machine=_BOOT.read_text().strip() if _BOOT.is_file() else host,
+        # a container may share all but the name with another
+        machine=f"{host} {_BOOT.read_text().strip()}" if _BOOT.is_file() else host,
         pid=os.getpid(),
         job=os.environ.get("SLURM_JOB_ID"),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+class TakenOverError(RunError):
+    """Another program owns the run by now: this one writes nothing more."""
 
 
 class Lease:
@@ -77,12 +82,13 @@ class Lease:
             stream.write(json.dumps(asdict(self.owner), indent=2).encode() + b"\n")
 
     def check(self) -> None:
-        """Raise `RunError` when the run is no longer this process's; to be called before anything is written."""
+        """Raise `TakenOverError` when the run is no longer this process's: to be called before every writing."""
         owner = _read(self.run_dir / LEASE)
         if owner is None:
-            raise RunError(f"{self.run_dir / LEASE}: is gone or damaged; this run stops and writes nothing more")
+            lease = self.run_dir / LEASE
+            raise TakenOverError(f"{lease}: is gone or damaged; this run stops and writes nothing more")
         if owner.id != self.owner.id:
-            raise RunError(f"{self.run_dir}: taken over by {owner}; this run stops and writes nothing more")
+            raise TakenOverError(f"{self.run_dir}: taken over by {owner}; this run stops and writes nothing more")
         if not self._locked:  # taken over from a process that had the lock; it is free once that one has ended
             self._locked = self._lock.acquire()
 

@@ -1,0 +1,211 @@
+"""Training, conversion and a whole chain on a real Slurm of three nodes."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ENVIRONMENT, REPOSITORY, itm_command, numbered_record
+from tests.shards.pictures import contents
+from tests.slurm.conftest import Lab
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
+
+ITM = str(Path(sys.executable).with_name("itm"))
+BATCH, STEPS = 24, 60
+CPU = ("--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", "--time=600")
+
+
+def itm(*arguments: object) -> None:
+    done = subprocess.run(
+        itm_command(*arguments), cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "demo"
+    counts = ("--pretrain", 240, "--train", 24, "--val", 24, "--test", 24)
+    itm("shards", "demo", "--out", out, *counts, "--side", 48, "--samples-per-shard", 60, "--processes", 1)
+    itm("shards", "concepts", out / "pretrain", "--out", out / "concepts.json", "--size", 30, "--processes", 1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def recipe(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All terms of both methods, without dropout, on any number of processes up to three; a step takes a while."""
+    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    content = {
+        "extends": str(REPOSITORY / "tests/end_to_end/whole.yaml"),
+        "data": {"train": str(data / "pretrain"), "val": str(data / "val"), "global_batch_size": BATCH},
+        "model": {"norm_group": 4, "consensus": {"concepts": str(data / "concepts.json")}},
+        "schedule": {"epochs": STEPS // (240 // BATCH)},
+        "checkpoint": {"every_epochs": 0.5},
+        "evaluation": {"every_epochs": 3.0},
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def wait_until(condition: Callable[[], bool], said: str, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, said
+        time.sleep(0.1)
+
+
+def start(lab: Lab, recipe: Path, run: Path, *options: str, **variables: str) -> str:
+    run.mkdir(exist_ok=True)
+    arguments = ("slurm/pretrain.sbatch", recipe, f"run.dir={run}")
+    variables = {"ITM": ITM, "OMP_NUM_THREADS": "1"} | variables
+    return lab.sbatch(*CPU, f"--output={run / 'log'}", *options, *arguments, **variables)
+
+
+def completed(lab: Lab, job: str, run: Path) -> dict[str, str]:
+    ended = lab.wait(job, seconds=400)
+    assert ended["JobState"] == "COMPLETED", (run / "log").read_text()
+    return ended
+
+
+def test_a_run_that_is_requeued_and_loses_a_node_ends_as_an_undisturbed_one(
+    lab: Lab, folder: Path, recipe: Path
+) -> None:
+    alone, run = folder / "alone", folder / "run"
+    itm("train", recipe, f"run.dir={alone}")
+    job = start(lab, recipe, run, "--nodes=3")
+    wait_until(lambda: len(rows(run)) >= 6, "no step on three nodes")
+    lab.slurm("scontrol", "requeue", job)
+    wait_until(lambda: (run / "log").read_text().count("== ") >= 2 and len(rows(run)) >= 14, "not requeued")
+    lab.slurm("scancel", "--batch", "--signal=USR1", job)
+    wait_until(lambda: "the run saved" in (run / "log").read_text(), "not saved when it was asked to")
+    wait_until(lambda: len(rows(run)) >= 24, "not requeued after saving")
+    nodes = lab.slurm("scontrol", "show", "hostnames", lab.job(job)["NodeList"]).split()
+    assert len(nodes) == 3
+    lab.do("node-off", nodes[-1], "now")
+    lab.wait(job, "PENDING", seconds=60)
+    lab.slurm("scontrol", "update", f"JobId={job}", "NumNodes=2-2")
+    ended = completed(lab, job, run)
+    assert (ended["Restarts"], ended["NumNodes"]) == ("3", "2")
+    assert (run / "outcome").read_text() == "finished 0\n"
+    lab.do("node-on", nodes[-1])
+
+    assert [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))
+    expected = [row["loss"] for row in rows(alone)]
+    assert [row["loss"] for row in rows(run)] == pytest.approx(expected, rel=1e-3)
+    status = lab.itm("status", run)
+    assert "ended       finished 0" in status
+    # sent once more, it ends at once
+    completed(lab, start(lab, recipe, run, "--nodes=1"), run)
+    assert len(rows(run)) == STEPS
+
+
+def test_processes_that_outlive_their_slurmd_lose_the_run(lab: Lab, folder: Path, recipe: Path) -> None:
+    run = folder / "run"
+    job = start(lab, recipe, run, "--nodes=1")
+    wait_until(lambda: len(rows(run)) >= 3, "no step")
+    node = lab.job(job)["NodeList"]
+    before = json.loads((run / "lease.json").read_text())
+    lab.do("slurmd-off", node, "now")
+    completed(lab, job, run)
+    after = json.loads((run / "lease.json").read_text())
+    assert before["host"] == node != after["host"]
+    assert [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))
+    wait_until(
+        lambda: f"run.dir={run}" not in lab.do("exec", node, "ps", "-eo", "args"), "the old processes live on", 60
+    )
+    assert "taken over by" in (run / "log").read_text()
+    lab.do("node-on", node)
+
+
+def test_one_torchrun_a_node_does_the_same(lab: Lab, folder: Path, recipe: Path) -> None:
+    run = folder / "run"
+    job = start(lab, recipe, run, "--nodes=2", ITM_TORCHRUN="1", PYTHONPATH=str(REPOSITORY))
+    wait_until(lambda: len(rows(run)) >= 5, "no step under torchrun")
+    lab.slurm("scancel", "--batch", "--signal=USR1", job)
+    ended = completed(lab, job, run)
+    assert ended["Restarts"] == "1", (run / "log").read_text()
+    assert [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))
+
+
+def test_an_array_of_four_converts_to_the_same_bytes(lab: Lab, folder: Path) -> None:
+    raw = pictures(folder / "raw", 40)
+    arguments = ("folder", "--root", raw, "--split", "train", "--samples-per-shard", 3)
+    itm("shards", "convert", *arguments, "--out", folder / "alone", "--processes", 1)
+    out = folder / "out"
+    job = lab.sbatch(
+        "--array=1-4",
+        "--cpus-per-task=1",
+        f"--output={folder / 'log-%a'}",
+        "slurm/convert.sbatch",
+        *arguments,
+        "--out",
+        out,
+        ITM=ITM,
+    )
+    wait_until(lambda: not lab.slurm("squeue", "-h", "-j", job).strip(), "the array did not end")
+    itm("shards", "merge", out)
+    assert contents(out) == contents(folder / "alone")
+
+
+def test_a_chain_leads_from_raw_images_to_a_report(lab: Lab, folder: Path, recipe: Path) -> None:
+    out, run = folder / "out", folder / "run"
+    for split, count in (("train", 48), ("val", 24), ("test", 24)):
+        pictures(folder / "raw" / split, count)
+    small = {"gpus_per_node": 0, "cpus_per_task": 1, "time": "600"}
+    settings = [
+        f"run.dir={run}",
+        f"data.train={out / 'train'}",
+        f"data.val={out / 'val'}",
+        "model.framework=aahr",
+        "model.consensus.concepts=null",
+        "schedule.epochs=2",
+    ]
+    convert = ["folder", "--root", str(folder / "raw"), "--splits", "train,val,test", "--samples-per-shard", "10"]
+    on_two = {**small, "nodes": 2}
+    chain = [
+        {"stage": "convert", "arguments": convert, "out": str(out), "parts": 4, "resources": small},
+        {
+            "stage": "train",
+            "name": "run",
+            "recipe": str(recipe),
+            "settings": settings,
+            "resources": on_two,
+        },
+        {"stage": "evaluate", "run": str(run), "data": str(out / "test"), "out": str(folder / "test.json")},
+        {"stage": "report", "runs": [str(run)], "data": str(out / "test"), "out": str(folder / "report.html")},
+    ]
+    (folder / "chain.yaml").write_text(yaml.safe_dump(chain))
+    said = lab.itm("submit", "--chain", folder / "chain.yaml", "--folder", folder / "jobs")
+    jobs = re.findall(r"^(\d+)  ", said, re.MULTILINE)
+    assert len(jobs) == 5
+    last = lab.wait(jobs[-1], seconds=400)
+    logs = "".join(path.read_text() for path in (folder / "jobs").glob("*.log"))
+    assert last["JobState"] == "COMPLETED", logs
+    assert json.loads((folder / "test.json").read_text())["rsum"] > 0
+    assert "</html>" in (folder / "report.html").read_text()
+    assert (run / "slurm/recipe.yaml").is_file()
+    assert (run / "slurm/code.txt").read_text()
+
+
+def pictures(folder: Path, count: int) -> Path:
+    """Pictures with a file of captions beside each."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        record = numbered_record(number, side=48)
+        assert record.load is not None
+        (folder / f"{number:03d}.jpg").write_bytes(record.load())
+        (folder / f"{number:03d}.txt").write_text("\n".join(record.captions) + "\n")
+    return folder
