@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -42,7 +43,8 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 class Shares:
     """Seconds of a step by what they were spent on."""
 
-    def __init__(self, framework: Framework) -> None:
+    def __init__(self, framework: Framework, clock: Callable[[], float]) -> None:
+        self.clock = clock
         self.seconds: dict[str, float] = defaultdict(float)
         self._backward: list[tuple[float, str]] = []
         self._begun = 0.0
@@ -63,23 +65,23 @@ class Shares:
                 module.register_forward_hook(self._ender(name))
 
     def _begin(self, *_hooked: Any) -> None:
-        self._begun = time.perf_counter()
+        self._begun = self.clock()
 
     def _ender(self, name: str) -> Any:
         def end(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            self.seconds[f"{name}, forward"] += time.perf_counter() - self._begun
+            self.seconds[f"{name}, forward"] += self.clock() - self._begun
             given = output if isinstance(output, dict) else vars(output)
             for tensor in given.values():
                 if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
-                    tensor.register_hook(lambda _grad: self._backward.append((time.perf_counter(), name)))
+                    tensor.register_hook(lambda _grad: self._backward.append((self.clock(), name)))
 
         return end
 
     def backward(self, loss: torch.Tensor) -> None:
         """What was made last comes first, and each part ends where the next begins."""
-        begin = time.perf_counter()
+        begin = self.clock()
         loss.backward()  # type: ignore[no-untyped-call]
-        marks = [(begin, "losses"), *self._backward, (time.perf_counter(), "")]
+        marks = [(begin, "losses"), *self._backward, (self.clock(), "")]
         for (first, name), (last, _next) in pairwise(marks):
             self.seconds[f"{name}, backward"] += last - first
         self._backward.clear()
@@ -96,20 +98,20 @@ def build(options: argparse.Namespace, changes: dict[str, Any], loss: dict[str, 
     ).train()
 
 
-def measure(framework: Framework, inputs: tuple[Any, ...]) -> dict[str, float]:
+def measure(framework: Framework, inputs: tuple[Any, ...], clock: Callable[[], float]) -> dict[str, float]:
     """Seconds of a second step by part, "whole" among them."""
     optimizer = torch.optim.AdamW([p for p in framework.parameters() if p.requires_grad], lr=1e-5, fused=True)
-    shares = Shares(framework)
+    shares = Shares(framework, clock)
     for step in (1, 2):
         shares.seconds.clear()
-        begin = time.perf_counter()
+        begin = clock()
         shares.backward(framework(*inputs, step)["loss"])
-        before = time.perf_counter()
+        before = clock()
         optimizer.step()
         optimizer.zero_grad()
-        between = time.perf_counter()
+        between = clock()
         framework.advance(step)
-        end = time.perf_counter()
+        end = clock()
     seconds = dict(shares.seconds)
     seconds |= {"AdamW": between - before, "momentum, queue and prototypes brought up to date": end - between}
     return seconds | {"the rest": end - begin - sum(seconds.values()), "whole": end - begin}
@@ -122,8 +124,10 @@ def main() -> None:
     parser.add_argument("--embed-dim", type=int, default=1024)
     parser.add_argument("--bfloat16", action="store_true", help="as engine.precision: bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--processor-time", action="store_true", help="in place of wall time, on a busy machine")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="beside clip")
     options = parser.parse_args()
+    clock = time.process_time if options.processor_time else time.perf_counter
     side = tower_widths(options.architecture).image_size
     tokenize = build_caption_tokenizer(ModelConfig(architecture=options.architecture))
     inputs = (
@@ -138,7 +142,7 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(options.rounds):
         for name in names:
-            found[name].append(measure(build(options, *METHODS[name]), inputs))
+            found[name].append(measure(build(options, *METHODS[name]), inputs, clock))
     print(f"{options.batch} pairs, captions of {inputs[3].shape[1]} tokens, {torch.get_num_threads()} thread(s)")
     clip = [one["whole"] for one in found["clip"]]
     for name, rounds in found.items():
