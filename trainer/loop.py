@@ -213,6 +213,7 @@ class Trainer:
             return True
         batches = iter(self.loader)
         while self.step < plan.total_steps:
+            self.watchdog.heard(f"step {self.step + 1:,}")
             with tracer.around(self.step + 1):
                 losses, lr, applied, stopping = self._step(meter.waiting(batches))
             if applied:
@@ -248,7 +249,6 @@ class Trainer:
         )
         lr = self.recipe.optimizer.lr * scale
         set_learning_rate(self.engine, lr, towers_rest=self.step < self.recipe.optimizer.tower_start_step)
-        self.watchdog.heard(f"step {self.step + 1:,}")
         self.quarantine.add(batch.undecodable)
         parts = (batch.images, batch.regions, batch.region_mask, batch.text, batch.image_ids, batch.valid)
         inputs = tuple(None if part is None else part.to(self.device, non_blocking=True) for part in parts)

@@ -1,8 +1,8 @@
 """`itm`, but one rank does wrong in one step, as `FAULT` tells: `KIND RANK STEP`.
 
 `flip`: a bit of its queue changes. `nan`: its loss is not a number. `overflow`: its gradients are not finite;
-`overflow*`: nor are they in any further step. `refuse`: it has a user's error. `crash`: it has a fault of its own.
-`kill`: the system ends it. `hang`: it sleeps. `stop`: a scheduler asks it to end, and does not ask once.
+`overflow*`: nor are they when it is tried again. `refuse`: it has a user's error. `crash`: it has a fault of its
+own. `kill`: the system ends it. `hang`: it sleeps. `stop`: a scheduler asks it to end, and does not ask once.
 """
 
 import os
@@ -22,8 +22,9 @@ _step = Trainer._step
 
 def _faulty(trainer: Trainer, batch: Batch) -> Any:
     kind, rank, step = os.environ["FAULT"].split()
-    late = trainer.step - (int(step) - 1)
-    if trainer.world.rank == int(rank) and (late == 0 or (late > 0 and kind.endswith("*"))):
+    due = trainer.world.rank == int(rank) and trainer.step == int(step) - 1
+    if due and (kind.endswith("*") or not hasattr(trainer, "went_wrong")):  # a skipped step is tried again
+        trainer.went_wrong = True  # type: ignore[attr-defined]
         _do(kind.removesuffix("*"), trainer)
     return _step(trainer, batch)
 
