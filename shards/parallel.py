@@ -5,20 +5,19 @@ images take to convert, and handing items out is too little work for a process o
 """
 
 import os
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from itertools import chain, islice
-from multiprocessing import get_context, parent_process, resource_tracker
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from threading import Thread
 from typing import Generic, TypeVar
 
 from shards.errors import DataError
 from shards.lock import FileLock
+from shards.signals import held
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -44,7 +43,7 @@ class _Chunk(Generic[Item, Result]):
 
     def __init__(self, pool: ProcessPoolExecutor, function: Callable[[Item], Result], items: list[Item]) -> None:
         self._function, self._items = function, items
-        with uninterrupted():
+        with held():  # a worker, started here, answers no signal: its parent stops it
             self._future: Future[list[Result]] = pool.submit(_map_chunk, function, items)
 
     def done(self) -> bool:
@@ -63,20 +62,6 @@ class _Chunk(Generic[Item, Result]):
 
     def result(self) -> list[Result]:
         return self._future.result()
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Start processes that do not hear of Ctrl-C until they ask for it; here it waits meanwhile.
-
-    It reaches the whole process group. A worker leaves it to its parent, which stops its workers itself.
-    """
-    resource_tracker.ensure_running()  # with the first worker, it would lift the block
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(parent_lives: Connection, lock: FileLock | None) -> None:

@@ -1,6 +1,5 @@
 """Checkpoints on a split: load, embed once, measure by every protocol that applies."""
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from shards.atomic import replacing
+from shards.commands.outfile import as_json
 from shards.evaluation import EvaluationDataset
 from shards.images import center_crop
 from shards.manifest import Manifest, read_manifest
@@ -223,7 +223,7 @@ def write_results(evaluation: Evaluation, out: Path) -> list[Path]:
     """Write the JSON file `out`, and beside it the tables as Markdown and LaTeX; returns the three paths."""
     tables, below = evaluation.tables(), [*evaluation.remarks(), *evaluation.sources()]
     texts = {
-        out: json.dumps(evaluation.as_dict(), indent=2) + "\n",
+        out: as_json(evaluation.as_dict()),
         out.with_suffix(".md"): "\n".join([*map(as_markdown, tables), *(f"- {line}" for line in below), ""]),
         out.with_suffix(".tex"): "\n".join([*map(as_latex, tables), *(f"% {line}" for line in below), ""]),
     }

@@ -47,8 +47,13 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write numbers as they are meant: 1.8, where adding up gave 1.7999999999999998. Raises `DataError`."""
-    write_file(path, json.dumps(_rounded(document), indent=2).encode() + b"\n")
+    """Write what `as_json` gives, whole or not at all. Raises `DataError`."""
+    write_file(path, as_json(document).encode())
+
+
+def as_json(document: Any) -> str:
+    """Numbers as they are meant: 1.8, where adding up gave 1.7999999999999998."""
+    return json.dumps(_rounded(document), indent=2) + "\n"
 
 
 def _rounded(value: Any) -> Any:
