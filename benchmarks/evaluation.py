@@ -32,7 +32,7 @@ def embeddings(width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Captions near their images, so that recalls are neither 0 nor 100."""
     generator = torch.Generator().manual_seed(0)
     images = normalize(torch.randn(IMAGES, width, generator=generator), dim=1)
-    noise = torch.randn(len(OWNER), width, generator=generator) * (10 / width) ** 0.5
+    noise = torch.randn(len(OWNER), width, generator=generator) * (125 / width) ** 0.5
     return images, normalize(images.repeat_interleave(CAPTIONS_AN_IMAGE, dim=0) + noise, dim=1)
 
 

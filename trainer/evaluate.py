@@ -20,8 +20,8 @@ from trainer.checkpoint import (
     best_checkpoint,
     check_hashes,
     find_checkpoint,
-    list_checkpoints,
     load_weights,
+    look_for_checkpoints,
 )
 from trainer.distributed import World, device_of
 from trainer.embed import Embeddings, embed_split
@@ -143,7 +143,7 @@ def selection_note(chosen: Checkpoint, manifest: Manifest) -> str | None:
     """What to say of how a checkpoint was chosen that is measured on a test split; None for the best one on val."""
     if manifest.split != "test":
         return None
-    siblings = list_checkpoints(chosen.path.resolve().parent)
+    siblings = look_for_checkpoints(chosen.path.resolve().parent).whole
     best = best_checkpoint(siblings) if siblings else chosen
     if best.val is None:
         return f"{chosen.path}: nothing was measured on val, so this checkpoint was not selected by it"

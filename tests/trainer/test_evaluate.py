@@ -2,13 +2,13 @@
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from shards.manifest import read_manifest
@@ -113,7 +113,8 @@ def test_a_test_split_says_when_its_checkpoint_was_not_chosen_on_val(
 ) -> None:
     run = make_run(tmp_path / "run")  # step 4, rSum 10 on val
     best = run / "checkpoints" / "step-00000004"
-    worse, untested = add_checkpoint(run, 6, 5.0), add_checkpoint(run, 8)
+    worse = add_checkpoint(run, 6, 5.0, weights=load_file(best / "weights.safetensors"))
+    untested = add_checkpoint(run, 8)
     manifest = read_manifest(demo / "test")
     for path in (worse, untested):
         note = selection_note(find_checkpoint(path), manifest)
@@ -125,7 +126,6 @@ def test_a_test_split_says_when_its_checkpoint_was_not_chosen_on_val(
     unchosen = selection_note(find_checkpoint(add_checkpoint(tmp_path / "other", 1)), manifest)
     assert unchosen is not None
     assert "nothing was measured on val" in unchosen
-    shutil.copy(best / "weights.safetensors", worse)
     shown = CliRunner().invoke(commands, ["eval", str(worse), "--data", str(demo / "test")], catch_exceptions=False)
     assert "note: " in shown.output
     assert "not the run's best on val" in shown.output
