@@ -184,7 +184,7 @@ class Trainer:
             self.watchdog = stack.enter_context(Watchdog(plan.run_dir, self.world.rank, run.watchdog_minutes))
             self.stop.hold_interrupts()
             say = log.note if log else lambda _text: None
-            resumed, folder = plan.resume and plan.resume.step, plan.run_dir / "checkpoints"
+            resumed, folder = plan.resume.step if plan.resume else None, plan.run_dir / "checkpoints"
             self.writer = stack.enter_context(
                 CheckpointWriter(folder, self.engine, self.recipe, self.lease, say, resumed)
             )
