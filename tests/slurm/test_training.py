@@ -18,7 +18,7 @@ from tests.slurm.conftest import Lab
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
 ITM = str(Path(sys.executable).with_name("itm"))
-BATCH, STEPS = 24, 60
+BATCH, EPOCHS, STEPS = 24, 6, 60
 CPU = ("--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", "--time=600")
 
 
@@ -46,7 +46,7 @@ def recipe(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "extends": str(REPOSITORY / "tests/end_to_end/whole.yaml"),
         "data": {"train": str(data / "pretrain"), "val": str(data / "val"), "global_batch_size": BATCH},
         "model": {"norm_group": 4, "consensus": {"concepts": str(data / "concepts.json")}},
-        "schedule": {"epochs": STEPS // (240 // BATCH)},
+        "schedule": {"epochs": EPOCHS},
         "checkpoint": {"every_epochs": 0.5},
         "evaluation": {"every_epochs": 3.0},
     }
@@ -67,9 +67,9 @@ def wait_until(condition: Callable[[], bool], said: str, seconds: float = 300) -
         time.sleep(0.1)
 
 
-def start(lab: Lab, recipe: Path, run: Path, *options: str, **variables: str) -> str:
+def start(lab: Lab, recipe: Path, run: Path, *options: str, epochs: int = EPOCHS, **variables: str) -> str:
     run.mkdir(exist_ok=True)
-    arguments = ("slurm/pretrain.sbatch", recipe, f"run.dir={run}")
+    arguments = ("slurm/pretrain.sbatch", recipe, f"run.dir={run}", f"schedule.epochs={epochs}")
     variables = {"ITM": ITM, "OMP_NUM_THREADS": "1"} | variables
     return lab.sbatch(*CPU, f"--output={run / 'log'}", *options, *arguments, **variables)
 
@@ -113,8 +113,8 @@ def test_a_run_that_is_requeued_and_loses_a_node_ends_as_an_undisturbed_one(
 
 
 def test_processes_that_outlive_their_slurmd_lose_the_run(lab: Lab, folder: Path, recipe: Path) -> None:
-    run = folder / "run"
-    job = start(lab, recipe, run, "--nodes=1")
+    run, epochs = folder / "run", 60  # long enough for the old ones to see the new one
+    job = start(lab, recipe, run, "--nodes=1", epochs=epochs)
     wait_until(lambda: len(rows(run)) >= 3, "no step")
     node = lab.job(job)["NodeList"]
     before = json.loads((run / "lease.json").read_text())
@@ -122,7 +122,7 @@ def test_processes_that_outlive_their_slurmd_lose_the_run(lab: Lab, folder: Path
     completed(lab, job, run)
     after = json.loads((run / "lease.json").read_text())
     assert before["host"] == node != after["host"]
-    assert [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in rows(run)] == list(range(1, 10 * epochs + 1))
     wait_until(
         lambda: f"run.dir={run}" not in lab.do("exec", node, "ps", "-eo", "args"), "the old processes live on", 60
     )
