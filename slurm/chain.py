@@ -13,7 +13,7 @@ from slurm.submit import Job, task_job, training_jobs
 from trainer.errors import RunError
 from trainer.recipe import load_recipe
 
-ONE = Resources(gpus_per_node=0, tasks_per_node=1)
+ONE = Resources(gpus_per_node=0, tasks_per_node=1, cpus_per_task=4)
 
 
 class _Stage(BaseModel):
@@ -96,7 +96,9 @@ def _jobs(stage: Stage, folder: Path, name: str, lead: int) -> Sequence[Job]:
     if isinstance(stage, Convert):
         command = ["shards", "convert", *stage.arguments, "--out", stage.out]
         parts = task_job(name, folder, command, stage.resources, parts=stage.parts, lead=lead)
-        merge = task_job(f"{name}-merge", folder, ["shards", "merge", stage.out], ONE)
+        merge = task_job(
+            f"{name}-merge", folder, ["shards", "merge", stage.out], ONE.model_copy(update={"cpus_per_task": 1})
+        )
         merge.after = [parts]
         return [parts, merge]
     if isinstance(stage, Evaluate):
