@@ -86,7 +86,7 @@ def test_losses_sinkhorn_and_queue_are_computed_in_float32(
 
     monkeypatch.setattr(framework, "_sum", watched)
     monkeypatch.setattr(
-        "model.losses.prototypes.sinkhorn",
+        "model.terms.prototypes.sinkhorn",
         lambda scores, *rest: seen.append(scores.dtype) or torch.softmax(scores, dim=-1),
     )
     for step in range(5):
