@@ -16,8 +16,11 @@ from shards.manifest import read_manifest
 from shards.reader import ShardReader
 from tests.conftest import ENVIRONMENT
 from trainer import load_model
+from trainer.config import Recipe
+from trainer.engine import build_encoders
 from trainer.errors import RunError
 from trainer.evaluate import evaluate
+from trainer.inference import load_trained
 
 MakeRun = Callable[..., Path]
 
@@ -52,6 +55,26 @@ def test_a_picture_may_come_as_a_file_as_bytes_or_opened(run: Path, tmp_path: Pa
     assert torch.allclose(rows[3], rows[0], atol=2e-2)
     modes = ["L", "RGBA", "P", "CMYK", "I;16", "1", "LA"]
     assert torch.isfinite(model.encode_images([Image.new(mode, (40, 30)) for mode in modes])).all()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_momentum_encoders_may_share_the_towers(
+    tmp_path: Path, add_checkpoint: Callable[..., Path], tiny_recipe: Callable[..., Recipe], shared: bool
+) -> None:
+    recipe = tiny_recipe()
+    online, average = (dict(build_encoders(recipe.model, seed).state_dict()) for seed in (0, 1))
+    left_out = "image_tower." if shared else next(name for name in average if name.startswith("image_tower."))
+    average = {name: value for name, value in average.items() if not name.startswith(left_out)}
+    named = {f"encoders.{name}": value for name, value in online.items()}
+    named |= {f"momentum.module.{name}": value for name, value in average.items()}
+    add_checkpoint(tmp_path / "run", 4, 10.0, recipe, {name: value.contiguous() for name, value in named.items()})
+    if not shared:
+        with pytest.raises(RunError, match="another model"):
+            load_trained(tmp_path / "run", momentum=True)
+        return
+    loaded = load_trained(tmp_path / "run", momentum=True).encoders.state_dict()
+    for name, value in loaded.items():
+        assert torch.equal(value, (online if name.startswith("image_tower.") else average)[name]), name
 
 
 def test_mistakes_are_told(run: Path, tmp_path: Path, pictures: list[bytes]) -> None:
