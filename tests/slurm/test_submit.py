@@ -16,7 +16,7 @@ from trainer.cli import commands
 from trainer.config import Recipe
 from trainer.errors import RunError
 
-CHAIN = REPOSITORY / "configs/chains/flickr8k.yaml"
+CHAIN = REPOSITORY / "slurm/chains/flickr8k.yaml"
 DEMO = str(REPOSITORY / "configs/demo_pretrain.yaml")
 
 
