@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from shards.commands.outfile import as_json
 from shards.manifest import read_manifest
 from tests.conftest import ENVIRONMENT, itm_command
 from tests.shards.file_server import FileServer, serve
@@ -142,7 +143,7 @@ def test_the_json_file_is_not_written_under_the_name_of_a_table(
 
 def test_processes_share_the_pass_and_print_once(tmp_path: Path, demo: Path, make_run: MakeRun) -> None:
     run = make_run(tmp_path / "run")
-    expected = evaluate(run, demo / "test").as_dict()
+    expected = json.loads(as_json(evaluate(run, demo / "test").as_dict()))
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
