@@ -20,6 +20,8 @@ def _tokens_first(attention: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tup
     assert isinstance(attention, nn.MultiheadAttention)
     first = inputs[0]
     alike = all(other is first for other in inputs)
-    if attention.in_proj_weight.requires_grad or not alike or not torch.is_autocast_enabled(first.device.type):
+    if attention.in_proj_weight.requires_grad or not alike or first.is_meta:
+        return inputs
+    if not torch.is_autocast_enabled(first.device.type):
         return inputs
     return (first.transpose(0, 1).contiguous().transpose(0, 1),) * len(inputs)

@@ -140,7 +140,7 @@ def test_two_processes_cannot_train_one_run(itm: Itm, demo: Path, tmp_path: Path
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(itm: Itm, demo: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = itm("eval", tmp_path, "--data", demo / "test", "--out", tmp_path / "file/out.json", fails=True)
-    assert f"{tmp_path / 'file'} is no folder" in done.stderr
+    assert f"{tmp_path / 'file'} cannot be written to (Not a directory)" in done.stderr
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from multiprocessing import parent_process
 from pathlib import Path
 
 import pytest
@@ -245,8 +246,11 @@ def test_an_interruption_keeps_finished_shards_and_nothing_half_written(tmp_path
 
 
 def die(number: int) -> bytes:
-    if number == 10:
-        os._exit(1)
+    """Ends the process that it is in, unless that is the calling one, which is slow and leaves work to others."""
+    if number >= 10:
+        if parent_process() is not None:
+            os._exit(1)
+        time.sleep(0.2)
     return encoded(number)
 
 
@@ -255,7 +259,7 @@ def test_a_worker_that_dies_is_one_line_and_finished_shards_stay(tmp_path: Path)
     with pytest.raises(DataError, match=r"^a worker process died, .*; repeat the call with fewer --processes$"):
         convert_all(source_of(train=records), tmp_path, processes=2)
     assert finished_tars(tmp_path)
-    assert not (tmp_path / ".partial/train/.units/000002.json").exists()
+    assert not (tmp_path / "train").exists()
 
 
 def stop(number: int) -> bytes:
@@ -311,6 +315,7 @@ def test_a_full_disk_is_one_line_and_the_call_goes_on_when_there_is_room(
 MEMORY = """
 import resource, sys
 from functools import partial
+from multiprocessing import parent_process
 from pathlib import Path
 from shards.convert import Options, convert, publish
 from shards.sources.record import Source, Split

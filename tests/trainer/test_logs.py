@@ -99,8 +99,8 @@ def test_the_time_left_is_that_at_the_speed_so_far(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = iter([50.0, 50.0, 110.0, 110.0, 170.0, 170.0])  # read twice a row
-    monkeypatch.setattr(time, "monotonic", lambda: next(now))
-    with open_log(tmp_path) as log:
+    with open_log(tmp_path) as log, monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: next(now))
         for step in (1, 3, 5):
             log.metrics(row(step))
     first, second, third = capsys.readouterr().err.splitlines()
