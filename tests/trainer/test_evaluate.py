@@ -159,4 +159,4 @@ def test_processes_share_the_pass_and_print_once(tmp_path: Path, demo: Path, mak
     assert [process.returncode for process in processes] == [0, 0], errors
     assert first.count("image to text") == 2  # over the table, and in the line of the ranks
     assert second == ""
-    assert json.loads((tmp_path / "out.json").read_text()) == expected
+    assert (tmp_path / "out.json").read_text() == as_json(expected)
