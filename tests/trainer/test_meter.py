@@ -82,8 +82,10 @@ def test_speed_waits_and_arithmetic_are_those_since_the_last_reading(
 def test_the_peak_of_memory_is_this_process_s(tiny_recipe: Callable[..., Recipe], clock: Clock) -> None:
     meter = Meter(tiny_recipe(), CPU, rank=0, step=0)
     trained(meter, clock, 1)
+    resident = psutil.Process().memory_info().rss / 1e9
     before = meter.read(1)["memory_gb"]
-    assert before == pytest.approx(psutil.Process().memory_info().rss / 1e9, rel=0.5)
+    # earlier tests of this process may have held more than it does now, never more than the machine has
+    assert 0.99 * resident <= before <= psutil.virtual_memory().total / 1e9
     held = torch.ones(100_000_000)  # 0.4 GB, which may lie where others were
     trained(meter, clock, 1)
     after = meter.read(2)["memory_gb"]
