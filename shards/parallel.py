@@ -53,6 +53,8 @@ class _Chunk(Generic[Item, Result]):
         """Compute it here, unless a worker has it already; returns whether it was computed."""
         if not self._future.cancel():
             return False
+        # Python 3.11 tells cancelled futures, too, when a worker has died, and prints a traceback at the first
+        self._future.set_exception = lambda exception: None  # type: ignore[method-assign]
         self._future = Future()
         try:
             self._future.set_result(_map_chunk(self._function, self._items))

@@ -18,18 +18,8 @@ import torch
 import torch.distributed as dist
 
 from shards.atomic import sync_folder
-from trainer.checkpoint import (
-    CONCEPTS,
-    FORMAT_VERSION,
-    RECIPE,
-    STATE,
-    WEIGHTS,
-    Progress,
-    prune,
-    retire,
-    seal,
-    step_name,
-)
+from trainer.checkpoint import CONCEPTS, FORMAT_VERSION, RECIPE, STATE, WEIGHTS, Progress, seal
+from trainer.checkpoint_folder import prune, retire, step_name
 from trainer.config import Recipe
 from trainer.distributed import TIMEOUT
 from trainer.errors import RunError

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-from trainer.checkpoint import Progress, add_val, remove_leftovers, step_name
+from trainer.checkpoint import Progress, add_val
+from trainer.checkpoint_folder import remove_leftovers, step_name
 from trainer.checkpoint_save import Save
 from trainer.config import Recipe
 from trainer.errors import RunError

@@ -129,7 +129,7 @@ def evaluate(
     for file in (out, out.with_suffix(".md"), out.with_suffix(".tex")) if out else ():
         check_file(file, overwrite)
     from trainer import evaluate as evaluation
-    from trainer.checkpoint import find_checkpoint
+    from trainer.checkpoint_folder import find_checkpoint
     from trainer.distributed import device_of, join, leave, read_world
     from trainer.evaluation.tables import as_text
 
@@ -186,7 +186,7 @@ def report(
     from shards.progress import progress_bar
 
     check_file(out, overwrite)
-    from trainer.checkpoint import find_checkpoint
+    from trainer.checkpoint_folder import find_checkpoint
     from trainer.evaluate import read_split
     from trainer.report.page import check_runs
 

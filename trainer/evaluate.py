@@ -14,15 +14,9 @@ from shards.evaluation import EvaluationDataset
 from shards.images import center_crop
 from shards.manifest import Manifest, read_manifest
 from shards.storage.cache import default_directory
-from trainer.checkpoint import (
-    WEIGHTS,
-    Checkpoint,
-    best_checkpoint,
-    check_hashes,
-    find_checkpoint,
-    load_weights,
-    look_for_checkpoints,
-)
+from trainer.checkpoint import WEIGHTS, Checkpoint, check_hashes
+from trainer.checkpoint_folder import best_checkpoint, find_checkpoint, look_for_checkpoints
+from trainer.checkpoint_load import load_weights
 from trainer.distributed import World, device_of
 from trainer.embed import Embeddings, embed_split
 from trainer.engine import build_encoders

@@ -12,7 +12,9 @@ from PIL import Image
 from model.encoders import DualEncoder
 from shards.batch import Batch, stack_images, stack_regions
 from shards.images import center_crop
-from trainer.checkpoint import Checkpoint, find_checkpoint, load_weights
+from trainer.checkpoint import Checkpoint
+from trainer.checkpoint_folder import find_checkpoint
+from trainer.checkpoint_load import load_weights
 from trainer.errors import RunError
 from trainer.export.model_folder import Trained, is_model_folder, read_model_folder
 from trainer.inputs import caption_tokenizer, image_side

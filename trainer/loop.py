@@ -8,35 +8,24 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from model.frameworks import Framework
 from shards.atomic import replacing
 from shards.batch import Batch
-from shards.evaluation import EvaluationDataset
-from shards.images import center_crop, random_resized_crop
-from shards.loader import Position, Rank, TrainLoader
-from shards.training import TrainDataset
-from trainer.checkpoint import CONCEPTS, WEIGHTS, Progress, check_hashes, load_optimizer, load_weights
+from trainer.assemble import assemble_framework, training_loader, validation_set
+from trainer.checkpoint import CONCEPTS, Progress
+from trainer.checkpoint_load import load_optimizer
 from trainer.checkpoint_writer import CheckpointWriter
+from trainer.continuity import identity
 from trainer.distributed import World, device_of, leave, start
-from trainer.embed import embed_split
-from trainer.engine import (
-    build_encoders,
-    build_framework,
-    initialize,
-    seed_step,
-    set_learning_rate,
-)
-from trainer.errors import RunError
+from trainer.engine import initialize, seed_step, set_learning_rate
 from trainer.failures import SharedFailure
 from trainer.gradient_cache import cached_gradients
 from trainer.guard import Guard
-from trainer.inputs import caption_tokenizer, image_side
 from trainer.lease import Lease
 from trainer.logs import RunLog
 from trainer.meter import Meter
-from trainer.metrics import retrieval
 from trainer.optimizer_step import OptimizerStep
-from trainer.plan import Plan, identity
+from trainer.plan import Plan
+from trainer.plan_agreement import agree_on_plan
 from trainer.preemption import StopRequest
 from trainer.prototypes import tend_prototypes
 from trainer.quarantine import Quarantine
@@ -45,10 +34,8 @@ from trainer.resume import settle_resume
 from trainer.schedule import learning_rate_scale
 from trainer.sentinel import check_ranks
 from trainer.trace import Tracer
+from trainer.validation import validate
 from trainer.watchdog import Watchdog
-
-NAMED = 8
-"""Weights without counterpart that are named before the rest is counted."""
 
 
 def train(plan: Plan, world: World, stop: StopRequest) -> bool:
@@ -60,7 +47,7 @@ def train(plan: Plan, world: World, stop: StopRequest) -> bool:
     start(world, device)
     stopped = False
     with SharedFailure(world), ExitStack() as stack:
-        if _agree(plan, world, stop):
+        if agree_on_plan(plan, world, stop):
             stopped = True
         else:
             lease = stack.enter_context(Lease(plan.run_dir)) if world.is_main and not plan.finished else None
@@ -70,21 +57,6 @@ def train(plan: Plan, world: World, stop: StopRequest) -> bool:
     # after a failure the end of the process closes the group: to leave it in order would wait for the others
     leave()
     return stopped
-
-
-def _agree(plan: Plan, world: World, stop: StopRequest) -> bool:
-    """Whether any rank was told to stop already. Raises `RunError` on every rank unless all have the same plan."""
-    data = (identity(plan.train), plan.val and plan.val.fingerprint)
-    own = (plan.resume and plan.resume.step, plan.total_steps, plan.recipe.model_dump(), data)
-    everyone: list[Any] = [None] * world.size
-    dist.all_gather_object(everyone, (own, stop.signal is not None))
-    for rank, (other, _) in enumerate(everyone):
-        if other != everyone[0][0]:
-            raise RunError(
-                f"process {rank} sees another run than process 0; run.dir, the recipe and the shards must lie on a "
-                "disk that all nodes share"
-            )
-    return any(stopped for _, stopped in everyone)
 
 
 class Trainer:
@@ -103,36 +75,15 @@ class Trainer:
         self.plan, self.recipe, self.world, self.device = plan, plan.recipe, world, device
         self.stop, self.lease = stop, lease
         self.step = plan.resume.step if plan.resume else 0
-        self.notes = notes
-        self.framework = self._framework()
+        self.framework, loaded = assemble_framework(plan)
+        self.notes = notes + loaded
         self.engine = initialize(self.framework, self.recipe, world, device)
         if plan.resume:
             load_optimizer(self.engine, plan.resume)
         self.optimizer_step = self._optimizer_step()
-        self.loader, self.val = self._data()
+        self.loader = training_loader(plan, world, device)
+        self.val = validation_set(plan)
         self.first_step = self.step
-
-    def _framework(self) -> Framework:
-        plan, recipe = self.plan, self.recipe
-        loaded = plan.resume or plan.init_from
-        encoders = build_encoders(recipe.model, recipe.run.seed, pretrained=loaded is None)
-        framework = build_framework(encoders, recipe, plan.steps_per_epoch, plan.total_steps)
-        self.notes += encoders.notes
-        if plan.init_from:
-            check_hashes(plan.init_from, [WEIGHTS])
-        if loaded:
-            unmatched = load_weights(framework, loaded, fine_tunes=not plan.resume)
-            if unmatched and plan.resume:
-                first = f"{unmatched[0]} ({len(unmatched)} such)"
-                raise RunError(f"{loaded.path}: a checkpoint of another model: {first}")
-            self.notes.append(f"weights of {loaded.path}")
-            if unmatched:
-                own = framework.state_dict().keys()
-                self._note("not in the checkpoint, so new", [name for name in unmatched if name in own])
-                self._note("only in the checkpoint, so unused", [name for name in unmatched if name not in own])
-            if not plan.resume:
-                framework.restart()
-        return framework
 
     def _optimizer_step(self) -> OptimizerStep:
         before, scale = self.plan.resume.progress if self.plan.resume else None, self.framework.gradient_scale
@@ -140,29 +91,6 @@ class Trainer:
             scale.load_state_dict(before.gradient_scale)
         skipped = before.skipped_steps if before else 0
         return OptimizerStep(self.engine, scale, self.recipe.engine.max_skipped_steps, skipped)
-
-    def _note(self, what: str, names: list[str]) -> None:
-        more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-        if names:
-            self.notes.append(f"{what}: {', '.join(names[:NAMED])}{more}")
-
-    def _data(self) -> tuple[TrainLoader, EvaluationDataset | None]:
-        recipe, plan = self.recipe, self.plan
-        side = image_side(recipe.model)
-        crop = random_resized_crop(side, recipe.data.min_crop_scale)
-        tokenize = caption_tokenizer(recipe.model, recipe.data.mask_words)
-        train_set = TrainDataset(plan.train, crop, tokenize, recipe.run.seed, recipe.data.drop_regions)
-        state = plan.resume.progress.loader if plan.resume else Position()
-        loader = TrainLoader(
-            train_set,
-            recipe.data.global_batch_size,
-            Rank(self.world.rank, self.world.size),
-            workers=recipe.data.workers,
-            state=Position(state.epoch, state.position),
-            last_batch=recipe.data.last_batch,
-            pin_memory=self.device.type == "cuda",
-        )
-        return loader, EvaluationDataset(plan.val, center_crop(side), tokenize) if plan.val else None
 
     def run(self) -> bool:
         """Train to the last step, logging, evaluating and checkpointing on the way.
@@ -295,32 +223,19 @@ class Trainer:
         """Recalls on val; None where the run was asked to stop meanwhile."""
         assert self.val is not None
 
-        def on_batch(images: int) -> None:
+        def on_batch(images: int) -> bool:
             self.watchdog.heard("the evaluation")
             if log:
                 log.embedded(images)
-            if self.guard.poll():  # at the same batch on all ranks, which have equally many
-                raise _StoppedError
+            return self.guard.poll()
 
         try:
-            embeddings = embed_split(
-                self.framework.encoders,
-                self.val,
-                self.world,
-                self.device,
-                batch_size=self.recipe.evaluation.batch_size,
-                precision=self.recipe.engine.precision,
-                workers=self.recipe.data.workers,
-                on_batch=on_batch,
-            )
-        except _StoppedError:
-            return None
+            found = validate(self.framework.encoders, self.val, self.recipe, self.world, self.device, on_batch)
         finally:
             self.engine.train()
-        result = retrieval(embeddings.images, embeddings.texts, embeddings.caption_image).as_dict()
-        if log:
-            log.evaluation({"step": self.step, "split": self.val.manifest.split, **result})
-        return result
+        if found and log:
+            log.evaluation({"step": self.step, "split": self.val.manifest.split, **found})
+        return found
 
     def _save(self, log: RunLog | None, evaluates: bool) -> bool:
         """Evaluate, where that is due, and save. Returns whether the run was asked to stop in the evaluation."""
@@ -338,7 +253,3 @@ class Trainer:
         self.writer.save(progress)
         self.watchdog.heard("what follows a checkpoint")
         return evaluates and val is None
-
-
-class _StoppedError(Exception):
-    """The run was asked to stop in the middle of an evaluation, which a resumed run will make up for."""

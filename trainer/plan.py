@@ -1,46 +1,23 @@
 """What a recipe comes to on this data with these processes, checked before anything is written."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from model.config import ModelConfig
-from model.memory.clustering import check_points
-from model.memory.queue import check_queue_size
-from model.terms.build import clusters, needs_memory, relates, relation_group
 from shards.loader import steps_per_epoch
-from shards.manifest import IMAGE, REGIONS, Manifest, read_manifest
+from shards.manifest import Manifest, read_manifest
 from shards.storage.cache import Cache, default_directory
 from shards.storage.location import is_remote
 from shards.training import Part, TrainingSet
 from shards.working_set import working_set_bytes
 from trainer.boards import check_boards
-from trainer.checkpoint import Checkpoint, find_checkpoint, look_for_checkpoints, newest_checkpoint
+from trainer.checkpoint import Checkpoint
+from trainer.checkpoint_folder import find_checkpoint, look_for_checkpoints, newest_checkpoint
 from trainer.concepts import settle_concepts
 from trainer.config import DataConfig, PartConfig, Recipe
+from trainer.continuity import changes_of, check_model
 from trainer.errors import RunError
-from trainer.recipe import flatten
-
-FIXED = (
-    "model.",
-    "data.captions",
-    "data.mix",
-    "data.last_batch",
-    "data.global_batch_size",
-    "loss.prototypes.update",
-    "run.seed",
-    "run.init_from",
-)
-"""Settings that decide what a run's checkpoints mean, so a resumed run cannot change them."""
-
-FREE = re.compile(
-    r"framework|pretrained|norm_group|aahr\.dropout|consensus\.\w+|text\.transformer\.weights"
-    r"|.*\.(freeze|gradient_checkpointing)"
-)
-"""Settings of the model that may differ from those of the checkpoint whose weights are taken."""
-PLACES = ("run.dir", "model.consensus.concepts")
-"""Settings that say where something lies; what it is stands in the checkpoint."""
+from trainer.plan_checks import check_batch, check_splits
 
 
 @dataclass(frozen=True)
@@ -126,16 +103,16 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
     check_boards(recipe.log)
     train = read_training_set(recipe.data)
     val = read_manifest(recipe.data.val, cache_of(recipe.data)) if recipe.data.val else None
-    _check_splits(train, val, recipe.model)
-    _check_batch(recipe, train, processes)
+    check_splits(train, val, recipe.model)
+    check_batch(recipe, train, processes)
     if val is not None and val.num_samples < processes:
         raise RunError(f"data.val={val.location}: {val.num_samples} samples for {processes} processes; start fewer")
     steps = steps_per_epoch(train.num_visits, recipe.data.global_batch_size, recipe.data.last_batch)
     resume = newest_checkpoint(Path(recipe.run.dir) / "checkpoints")
     init_from = find_checkpoint(Path(recipe.run.init_from)) if recipe.run.init_from and not resume else None
     if init_from:
-        _check_model(recipe, init_from)
-    changed = _changes(resume, recipe, train) if resume else ()
+        check_model(recipe, init_from)
+    changed = changes_of(resume, recipe, train) if resume else ()
     recipe = settle_concepts(recipe, resume, init_from)
     total_steps = max(1, round(recipe.schedule.epochs * steps))
     if (recipe.log.trace_step or 0) > total_steps:
@@ -201,101 +178,3 @@ def _cache_warning(train: TrainingSet, max_gb: float) -> list[str]:
         f"cache  data.cache.max_gb={max_gb:g} is less than the {needed:,.0f} GB that the order draws on at a time "
         "(divided by the nodes): shards would be fetched many times over; raise it"
     ]
-
-
-def _check_splits(train: TrainingSet, val: Manifest | None, model: ModelConfig) -> None:
-    wanted = {IMAGE: model.reads_pixels, REGIONS: model.reads_regions}
-    manifests = [("data.train", part.manifest) for part in train.parts]
-    for key, manifest in manifests + ([("data.val", val)] if val else []):
-        if manifest.split == "test":
-            raise RunError(
-                f"{key}={manifest.location}: a test split; models are trained on train and chosen on val"
-            )
-        for what, is_read in wanted.items():
-            if is_read and what not in manifest.holds:
-                raise RunError(
-                    f"{key}={manifest.location}: holds no {what}, and model.image.inputs={model.image.inputs} "
-                    "reads them"
-                )
-
-
-def _check_batch(recipe: Recipe, train: TrainingSet, processes: int) -> None:
-    batch = recipe.data.global_batch_size
-    if processes > train.num_visits:
-        raise RunError(f"{processes} processes for {train.num_visits:,} samples in {train.name}; start fewer")
-    if batch > train.num_visits:
-        raise RunError(
-            f"data.global_batch_size={batch}: {train.name} has only {train.num_visits:,} samples; lower it"
-        )
-    if batch % processes:
-        raise RunError(f"data.global_batch_size={batch}: does not divide among {processes} processes")
-    groups = {"model.norm_group": recipe.model.norm_group}
-    if relates(recipe.model, recipe.loss):
-        groups["loss.relations.group"] = relation_group(recipe.model, recipe.loss)
-    for key, group in groups.items():
-        if (batch // processes) % group:
-            raise RunError(
-                f"{key}={group}: does not divide the {batch // processes} pairs a process of "
-                f"data.global_batch_size={batch} on {processes} processes; give a divisor"
-            )
-    _check_micro_batch(recipe, batch // processes)
-    if needs_memory(recipe.model, recipe.loss):
-        check_queue_size(recipe.loss.queue.size, batch)
-        if clusters(recipe.model, recipe.loss):
-            check_points(recipe.loss.queue.size, recipe.loss.prototypes.count)
-
-
-def _check_micro_batch(recipe: Recipe, share: int) -> None:
-    size, group = recipe.engine.micro_batch_size, recipe.model.norm_group
-    if size is None or size >= share:
-        return
-    if share % size:
-        raise RunError(
-            f"engine.micro_batch_size={size}: does not divide the {share} pairs a process; give a divisor, or null"
-        )
-    if recipe.model.framework in ("aahr", "aahr+amsps") and size % group:
-        raise RunError(
-            f"engine.micro_batch_size={size}: does not hold whole groups of model.norm_group={group}, which share "
-            "batch-norm statistics; give a multiple, or null"
-        )
-
-
-def _check_model(recipe: Recipe, init_from: Checkpoint) -> None:
-    theirs, ours = flatten(init_from.recipe.model.model_dump()), flatten(recipe.model.model_dump())
-    for key, value in ours.items():
-        if not FREE.fullmatch(key) and theirs[key] != value:
-            raise RunError(
-                f"model.{key}={value}: {init_from.path} is a checkpoint of another model, with "
-                f"model.{key}={theirs[key]}; use the model section of its recipe.yaml"
-            )
-
-
-def identity(train: TrainingSet) -> list[dict[str, Any]]:
-    """What makes a training set the same one wherever its folders lie."""
-    return [
-        {
-            "dataset": part.manifest.dataset,
-            "split": part.manifest.split,
-            "fingerprint": part.manifest.fingerprint,
-            "weight": part.weight,
-            "captions": part.captions,
-        }
-        for part in train.parts
-    ]
-
-
-def _changes(resume: Checkpoint, recipe: Recipe, train: TrainingSet) -> tuple[str, ...]:
-    before, now = flatten(resume.recipe.model_dump()), flatten(recipe.model_dump())
-    changed = [key for key in now if before[key] != now[key] and key not in PLACES]
-    for key in changed:
-        if key.startswith(FIXED):
-            raise RunError(
-                f"{key}={now[key]}: {resume.path} is of another run or model, with {key}={before[key]}; "
-                "resume with the same, or give another run.dir"
-            )
-    if resume.progress.data != identity(train):
-        raise RunError(
-            f"data.train={train.name}: not the shards that {resume.path} was trained on; "
-            "resume with the same, or give another run.dir"
-        )
-    return tuple(f"{key}: {before[key]} -> {now[key]}" for key in changed)

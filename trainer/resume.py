@@ -6,7 +6,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from trainer.checkpoint import DamagedError, check_hashes, look_for_checkpoints, read_checkpoint, set_aside
+from trainer.checkpoint import DamagedError, check_hashes, read_checkpoint
+from trainer.checkpoint_folder import look_for_checkpoints, set_aside
 from trainer.distributed import World
 from trainer.errors import RunError
 from trainer.plan import Plan, make_plan

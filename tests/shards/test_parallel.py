@@ -104,6 +104,7 @@ def test_an_error_of_the_items_reaches_the_caller(processes: int) -> None:
         list(ordered_map(square, items(), processes))
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_worker_that_dies_is_an_error_and_no_hang() -> None:
     with pytest.raises(DataError, match="a worker process died, as the system makes it when memory runs out"):
         list(ordered_map(exit_in_a_worker, range(100), 2, chunk=1))

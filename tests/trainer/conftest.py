@@ -15,9 +15,9 @@ from shards.manifest import read_manifest
 from shards.training import Part, TrainingSet
 from trainer.checkpoint import FORMAT_VERSION, RECIPE, STATE, WEIGHTS, seal
 from trainer.config import Recipe
+from trainer.continuity import identity
 from trainer.engine import build_encoders
 from trainer.logs import EVALUATIONS, METRICS
-from trainer.plan import identity
 from trainer.recipe import dump_recipe
 
 TINY: dict[str, Any] = {

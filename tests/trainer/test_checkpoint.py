@@ -8,20 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.checkpoint import (
-    DamagedError,
+from trainer.checkpoint import DamagedError, check_hashes, read_checkpoint
+from trainer.checkpoint_folder import (
     best_checkpoint,
-    check_hashes,
     find_checkpoint,
     list_checkpoints,
-    load_weights,
     look_for_checkpoints,
     newest_checkpoint,
     prune,
-    read_checkpoint,
     remove_leftovers,
     set_aside,
 )
+from trainer.checkpoint_load import load_weights
 from trainer.errors import RunError
 
 AddCheckpoint = Callable[..., Path]

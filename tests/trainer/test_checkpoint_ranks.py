@@ -14,7 +14,9 @@ from torch.multiprocessing.spawn import spawn
 
 from tests.trainer.saving import progress
 from tests.trainer.test_memory_zero import ROWS, WORLD, engine_of, model_and_data
-from trainer.checkpoint import WEIGHTS, check_hashes, list_checkpoints, load_optimizer, load_weights
+from trainer.checkpoint import WEIGHTS, check_hashes
+from trainer.checkpoint_folder import list_checkpoints
+from trainer.checkpoint_load import load_optimizer, load_weights
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.config import Recipe
 from trainer.deepspeed_setup import prepare_deepspeed

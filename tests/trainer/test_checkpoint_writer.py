@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 import trainer.checkpoint_save
 from tests.trainer.saving import alone, progress, save_and_die, writing
-from trainer.checkpoint import WEIGHTS, check_hashes, look_for_checkpoints, newest_checkpoint
+from trainer.checkpoint import WEIGHTS, check_hashes
+from trainer.checkpoint_folder import look_for_checkpoints, newest_checkpoint
 from trainer.config import Recipe
 from trainer.errors import RunError
 from trainer.lease import Lease

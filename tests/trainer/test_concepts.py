@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from model.errors import ModelError
-from trainer.checkpoint import CONCEPTS, find_checkpoint
+from trainer.checkpoint import CONCEPTS
+from trainer.checkpoint_folder import find_checkpoint
 from trainer.concepts import settle_concepts
 from trainer.config import Recipe
 from trainer.errors import RunError

@@ -15,7 +15,7 @@ from shards.commands.outfile import as_json
 from shards.manifest import read_manifest
 from tests.conftest import ENVIRONMENT, itm_command
 from tests.shards.file_server import FileServer, serve
-from trainer.checkpoint import find_checkpoint
+from trainer.checkpoint_folder import find_checkpoint
 from trainer.cli import commands
 from trainer.distributed import free_port
 from trainer.errors import RunError

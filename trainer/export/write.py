@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from shards.atomic import building
-from trainer.checkpoint import find_checkpoint
+from trainer.checkpoint_folder import find_checkpoint
 from trainer.errors import RunError
 from trainer.export.model_folder import Trained, is_model_folder, read_model_folder, write_model_folder
 from trainer.export.onnx_files import write_onnx

@@ -13,23 +13,23 @@ from shards.demo.source import demo_records
 from trainer.config import Recipe
 from trainer.distributed import World
 from trainer.errors import RunError
-from trainer.loop import _agree
 from trainer.plan import Plan, make_plan
+from trainer.plan_agreement import agree_on_plan
 from trainer.preemption import StopRequest
 
 
 def seen_together(plans: list[Plan], monkeypatch: pytest.MonkeyPatch) -> None:
-    """`_agree` as the first of several ranks calls it."""
+    """`agree_on_plan` as the first of several ranks calls it."""
     views: list[Any] = []
     for plan in plans:
         monkeypatch.setattr(dist, "all_gather_object", lambda _others, own: views.append(own))
-        _agree(plan, World(0, 0), StopRequest())
+        agree_on_plan(plan, World(0, 0), StopRequest())
 
     def gather(others: list[Any], _own: Any) -> None:
         others[:] = views
 
     monkeypatch.setattr(dist, "all_gather_object", gather)
-    assert not _agree(plans[0], World(0, len(plans)), StopRequest())
+    assert not agree_on_plan(plans[0], World(0, len(plans)), StopRequest())
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -1,0 +1,69 @@
+"""Whether a recipe fits its data and the processes, key by key."""
+
+from model.config import ModelConfig
+from model.memory.clustering import check_points
+from model.memory.queue import check_queue_size
+from model.terms.build import clusters, needs_memory, relates, relation_group
+from shards.manifest import IMAGE, REGIONS, Manifest
+from shards.training import TrainingSet
+from trainer.config import Recipe
+from trainer.errors import RunError
+
+
+def check_splits(train: TrainingSet, val: Manifest | None, model: ModelConfig) -> None:
+    """Raise `RunError` for a test split, and for data without what the model reads."""
+    wanted = {IMAGE: model.reads_pixels, REGIONS: model.reads_regions}
+    manifests = [("data.train", part.manifest) for part in train.parts]
+    for key, manifest in manifests + ([("data.val", val)] if val else []):
+        if manifest.split == "test":
+            raise RunError(
+                f"{key}={manifest.location}: a test split; models are trained on train and chosen on val"
+            )
+        for what, is_read in wanted.items():
+            if is_read and what not in manifest.holds:
+                raise RunError(
+                    f"{key}={manifest.location}: holds no {what}, and model.image.inputs={model.image.inputs} "
+                    "reads them"
+                )
+
+
+def check_batch(recipe: Recipe, train: TrainingSet, processes: int) -> None:
+    """Raise `RunError` for a global batch that the data, the processes, groups, queue or clusters do not fit."""
+    batch = recipe.data.global_batch_size
+    if processes > train.num_visits:
+        raise RunError(f"{processes} processes for {train.num_visits:,} samples in {train.name}; start fewer")
+    if batch > train.num_visits:
+        raise RunError(
+            f"data.global_batch_size={batch}: {train.name} has only {train.num_visits:,} samples; lower it"
+        )
+    if batch % processes:
+        raise RunError(f"data.global_batch_size={batch}: does not divide among {processes} processes")
+    groups = {"model.norm_group": recipe.model.norm_group}
+    if relates(recipe.model, recipe.loss):
+        groups["loss.relations.group"] = relation_group(recipe.model, recipe.loss)
+    for key, group in groups.items():
+        if (batch // processes) % group:
+            raise RunError(
+                f"{key}={group}: does not divide the {batch // processes} pairs a process of "
+                f"data.global_batch_size={batch} on {processes} processes; give a divisor"
+            )
+    _check_micro_batch(recipe, batch // processes)
+    if needs_memory(recipe.model, recipe.loss):
+        check_queue_size(recipe.loss.queue.size, batch)
+        if clusters(recipe.model, recipe.loss):
+            check_points(recipe.loss.queue.size, recipe.loss.prototypes.count)
+
+
+def _check_micro_batch(recipe: Recipe, share: int) -> None:
+    size, group = recipe.engine.micro_batch_size, recipe.model.norm_group
+    if size is None or size >= share:
+        return
+    if share % size:
+        raise RunError(
+            f"engine.micro_batch_size={size}: does not divide the {share} pairs a process; give a divisor, or null"
+        )
+    if recipe.model.framework in ("aahr", "aahr+amsps") and size % group:
+        raise RunError(
+            f"engine.micro_batch_size={size}: does not hold whole groups of model.norm_group={group}, which share "
+            "batch-norm statistics; give a multiple, or null"
+        )
