@@ -49,18 +49,28 @@ def itm(*arguments: object) -> None:
         raise SystemExit(done.stderr.strip().splitlines()[-1])
 
 
-def measure(recipe: Path, data: Path, run: Path, settings: list[str], processes: int) -> dict[str, float]:
+def measure(
+    recipe: Path, train: Path, val: Path, test: Path, run: Path, settings: list[str], processes: int
+) -> dict[str, float]:
     """Recalls on test of one run, which is trained unless it was."""
     result = run / "test.json"
     if not result.is_file():
-        split = [f"data.train={data / 'train'}", f"data.val={data / 'val'}"]
+        split = [f"data.train={train}", f"data.val={val}"]
         itm("train", recipe, f"run.dir={run}", *split, *settings, "--processes", processes)
-        itm("eval", run, "--data", data / "test", "--out", result)
+        itm("eval", run, "--data", test, "--out", result)
     found = json.loads(result.read_text())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rate = statistics.median(row["samples_per_second"] for row in rows)
     recalls = {f"{side} R@{k}": found[side][f"r{k}"] for side in ("i2t", "t2i") for k in (1, 5, 10)}
     return {**recalls, "rSum": found["rsum"], "samples/s": rate}
+
+
+def row_of(name: str, found: list[dict[str, float]]) -> str:
+    """A line of a Markdown table: the means over the seeds, and for rSum the smallest and largest."""
+    means = {key: statistics.mean(one[key] for one in found) for key in found[0]}
+    spread = f" ({min(one['rSum'] for one in found):.1f} to {max(one['rSum'] for one in found):.1f})"
+    cells = [f"{mean:.1f}" + (spread if key == "rSum" and len(found) > 1 else "") for key, mean in means.items()]
+    return f"| {name} | " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -84,17 +94,12 @@ def main() -> None:
             row = [setting.replace("CONCEPTS", str(concepts)) for setting in ROWS[name]]
             run = options.out / name.replace(" ", "-").replace(",", "") / str(seed)
             settings = [*options.settings, *row, f"run.seed={seed}"]
-            found.append(measure(options.recipe, options.data, run, settings, options.processes))
+            splits = [options.data / split for split in ("train", "val", "test")]
+            found.append(measure(options.recipe, *splits, run, settings, options.processes))
         if not header:
             header = list(found[0])
             print("| method | " + " | ".join(header) + " |\n|" + "---|" * (len(header) + 1))
-        means = [statistics.mean(one[key] for one in found) for key in header]
-        spread = f" ({min(one['rSum'] for one in found):.1f} to {max(one['rSum'] for one in found):.1f})"
-        cells = [
-            f"{mean:.1f}" + (spread if key == "rSum" and len(found) > 1 else "")
-            for key, mean in zip(header, means, strict=True)
-        ]
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+        print(row_of(name, found), flush=True)
 
 
 if __name__ == "__main__":
