@@ -90,7 +90,8 @@ def main() -> None:
     places: list[tuple[str, Any, str]] = [
         ("momentum update", framework.momentum, "update"),
         ("queue entry", queue, "enter"),
-        ("momentum encoders' forward", framework, "encode_keys"),
+        ("momentum encoders' forward", framework.momentum.module, "represent_image"),
+        ("momentum encoders' forward", framework.momentum.module, "represent_text"),
         ("bank", bank, "record"),
         ("bank", bank, "follow"),
         ("bank", bank, "dead"),

@@ -103,7 +103,8 @@ def _fingerprint(state: dict[str, Any]) -> str:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint's state, and see that its files are there with their sizes; of tensors no hash is taken.
 
-    Raises `DamagedError` when it is not what was written, `RunError` when it is of another version.
+    Raises `DamagedError` when it is not what was written, `RunError` when it is of another version or the disk
+    does not answer.
     """
     try:
         state = json.loads((path / STATE).read_text())
@@ -122,12 +123,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
             state["gradient_scale"],
         )
         files = {name: Written(**written) for name, written in state["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise _unread(path / STATE, error) from None
+    except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path / STATE}: not a checkpoint's state ({told(error)})") from None
     if WEIGHTS not in files:
         raise DamagedError(f"{path / STATE}: names no {WEIGHTS}")
     for name, written in files.items():
-        size = (path / name).stat().st_size if (path / name).is_file() else None
+        try:
+            size = (path / name).stat().st_size if (path / name).is_file() else None
+        except OSError as error:
+            raise _unread(path / name, error) from None
         if size != written.bytes:
             found = "is missing" if size is None else f"has {size:,} bytes"
             raise DamagedError(f"{path / name}: damaged: {found}, {written.bytes:,} were written")
@@ -136,13 +142,25 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def _unread(path: Path, error: OSError) -> RunError:
+    """A file that is gone is damage; a disk that does not answer says nothing about the checkpoint."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return DamagedError(f"{path}: damaged: {error.strerror}")
+    return RunError(
+        f"{path}: cannot be read ({error.strerror}); nothing was changed: try again when the disk answers"
+    )
+
+
 def check_hashes(checkpoint: Checkpoint, names: Iterable[str]) -> None:
-    """Read these files of a checkpoint. Raises `DamagedError` when one is not what was written."""
+    """Read these files of a checkpoint. Raises `DamagedError` when one is not what was written.
+
+    Raises `RunError` when the disk does not answer.
+    """
     for name in names:
         try:
             with (checkpoint.path / name).open("rb") as stream:
                 sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
-            raise DamagedError(f"{checkpoint.path / name}: cannot be read ({error.strerror})") from None
+            raise _unread(checkpoint.path / name, error) from None
         if sha256 != checkpoint.files[name].sha256:
             raise DamagedError(f"{checkpoint.path / name}: damaged: not the bytes that were written")

@@ -102,3 +102,5 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what killed runs left half-written or half-removed; only for the owner of the run's folder."""
     for leftover in folder.glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in folder.glob(f"{_STEPS}/.*.partial"):
+        leftover.unlink()

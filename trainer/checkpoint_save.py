@@ -85,7 +85,8 @@ class Save:
                 self.error = self._wait_for(outcome)
         except (_StoppedError, dist.DistError):
             self.error = f"{self.path}: not saved, since another process of this run has ended"
-            shutil.rmtree(self.partial, ignore_errors=True)
+            if self.rank == 0:  # others might remove what is being committed; the run's next owner removes it all
+                shutil.rmtree(self.partial, ignore_errors=True)
 
     def _attempt(self, do: Any) -> str | None:
         """What went wrong, in a line for the user."""

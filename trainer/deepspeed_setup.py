@@ -25,8 +25,12 @@ def prepare_deepspeed(backend: str) -> None:
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 
-def deepspeed_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
-    """The configuration that `deepspeed.initialize` takes.
+BUCKET = 500_000_000
+"""Elements that DeepSpeed sends at once, and has room for on a GPU: its own default."""
+
+
+def deepspeed_config(recipe: Recipe, world_size: int, trained: int) -> dict[str, Any]:
+    """The configuration that `deepspeed.initialize` takes for so many trained weights.
 
     Parameters stay float32; other precisions are an autocast within the forward pass, so that the optimiser, the
     gradients and the running statistics lose nothing.
@@ -35,6 +39,9 @@ def deepspeed_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
         "stage": recipe.engine.zero_stage,
         # nothing is kept whole at stage 3, so that every parameter's own part is the truth about it
         "stage3_param_persistence_threshold": 0,
+        # room for more than all gradients serves nothing: 2 GB in float32
+        "reduce_bucket_size": min(BUCKET, trained),
+        "allgather_bucket_size": min(BUCKET, trained),
     }
     offloaded = {
         "offload_optimizer": recipe.engine.offload_optimizer,

@@ -64,8 +64,9 @@ def initialize(framework: Framework, recipe: Recipe, world: World, device: torch
     if recipe.engine.zero_stage == 3:
         # these read a weight of a module inside without calling it, past the hook that would gather it
         set_z3_leaf_modules(framework, [nn.MultiheadAttention, nn.TransformerEncoderLayer, GlobalGuidedPooling])
+    trained = sum(weight.numel() for weight in framework.parameters() if weight.requires_grad)
     engine, *_ = deepspeed.initialize(
-        model=framework, optimizer=optimizer, config=deepspeed_config(recipe, world.size)
+        model=framework, optimizer=optimizer, config=deepspeed_config(recipe, world.size, trained)
     )
     return engine
 
@@ -74,3 +75,12 @@ def set_learning_rate(engine: Any, lr: float, *, towers_rest: bool = False) -> N
     """Set the rate of every group to `lr` times its own scale, or, of the towers, to 0 while they rest."""
     for group in engine.optimizer.param_groups:
         group["lr"] = 0.0 if towers_rest and group["tower"] else lr * group["lr_scale"]
+
+
+def settle_weights(engine: Any) -> None:
+    """Wait until this step's changes of the weights are made, at stage 3 on a GPU; elsewhere nothing.
+
+    DeepSpeed gathers a parameter on a stream of its own, which does not wait for the one that changes its parts.
+    """
+    if engine.zero_optimization_stage() == 3 and engine.device.type == "cuda":
+        torch.cuda.current_stream(engine.device).synchronize()

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.config import ModelConfig
 from model.encoders import DualEncoder
 
-Arithmetic = Literal["bfloat16", "tf32", "float32"]
+Arithmetic = Literal["float16", "bfloat16", "tf32", "float32"]
 
 PEAKS: dict[str, dict[Arithmetic, float]] = {
     "B200": {"bfloat16": 2250, "tf32": 1125, "float32": 75},
@@ -24,9 +24,12 @@ PEAKS: dict[str, dict[Arithmetic, float]] = {
     "A10": {"bfloat16": 125, "tf32": 62.5, "float32": 31.2},
     "L40S": {"bfloat16": 362, "tf32": 183, "float32": 91.6},
     "L4": {"bfloat16": 121, "tf32": 60, "float32": 30.3},
-    "V100": {"float32": 15.7},
+    "V100": {"float16": 125, "float32": 15.7},
 }
-"""Dense peaks in TFLOP/s from the makers' data sheets, by a part of the device's name; the first match counts."""
+"""Dense peaks in TFLOP/s from the makers' data sheets, by a part of the device's name; the first match counts.
+
+float16 stands where it is not as fast as bfloat16.
+"""
 
 
 def peak_tflops(device_name: str, arithmetic: Arithmetic) -> float | None:
@@ -34,11 +37,14 @@ def peak_tflops(device_name: str, arithmetic: Arithmetic) -> float | None:
     words = f" {device_name.replace('-', ' ')} "
     if " MIG " in words:
         return None
-    return next((peaks.get(arithmetic) for name, peaks in PEAKS.items() if f" {name} " in words), None)
+    peaks = next((peaks for name, peaks in PEAKS.items() if f" {name} " in words), {})
+    return peaks.get(arithmetic, peaks.get("bfloat16") if arithmetic == "float16" else None)
 
 
 def arithmetic_of(precision: str) -> Arithmetic:
     """What matrices are multiplied in: float32 is TF32 where torch has been allowed to."""
+    if precision == "float16":
+        return "float16"
     if precision == "bfloat16":
         return "bfloat16"
     return "float32" if torch.get_float32_matmul_precision() == "highest" else "tf32"

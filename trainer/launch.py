@@ -43,7 +43,7 @@ def launch(plan: Plan, stop: StopRequest) -> bool:
         raise RunError(
             f"--processes {plan.processes}: this machine has {torch.cuda.device_count()} GPUs; start fewer"
         )
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // plan.processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // plan.processes)))
     context = get_context("spawn")
     errors: SimpleQueue[str] = context.SimpleQueue()
     port = free_port()
@@ -117,3 +117,8 @@ def _main(rank: int, plan: Plan, port: int, errors: "SimpleQueue[str]", deadline
         sys.exit(1)
     stop.close()
     sys.exit(SAVED if stopped else 0)
+
+
+def _cores() -> int:
+    """That this process may use: a scheduler may have given it a few of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

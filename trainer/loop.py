@@ -16,7 +16,7 @@ from trainer.checkpoint_load import load_optimizer
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.continuity import identity
 from trainer.distributed import World, device_of, leave, start
-from trainer.engine import initialize, seed_step, set_learning_rate
+from trainer.engine import initialize, seed_step, set_learning_rate, settle_weights
 from trainer.failures import SharedFailure
 from trainer.gradient_cache import cached_gradients
 from trainer.guard import Guard
@@ -105,6 +105,7 @@ class Trainer:
                 with replacing(plan.run_dir / "recipe.yaml") as stream:
                     stream.write(dump_recipe(self.recipe).encode())
                 self._keep_concepts()
+                Watchdog.remove_leftovers(plan.run_dir, self.world.size)
                 for note in self.notes + [f"changed since the checkpoint: {change}" for change in plan.changed]:
                     log.note(note)
             self.quarantine = Quarantine(plan.run_dir, self.recipe.data.max_undecodable, self.world)
@@ -137,8 +138,10 @@ class Trainer:
         meter = Meter(recipe, self.device, self.world.rank, self.step)
         tracer = Tracer(recipe.log.trace_step, plan.run_dir, self.world.rank, self.device)
         self.engine.train()
-        if plan.owes_evaluation and self._save(log, evaluates=True):
-            return True
+        if plan.owes_evaluation:
+            if self._save(log, evaluates=True):
+                return True
+            meter.restart(self.step)
         batches = iter(self.loader)
         while self.step < plan.total_steps:
             self.watchdog.heard(f"step {self.step + 1:,}")
@@ -187,6 +190,7 @@ class Trainer:
         if done.applied:
             self.framework.advance(self.step)
             tend_prototypes(self.engine, self.framework, self.step + 1)
+            settle_weights(self.engine)
         return losses, lr, done.applied, stopping
 
     def _compare_ranks(self) -> None:

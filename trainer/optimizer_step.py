@@ -39,7 +39,7 @@ class OptimizerStep:
         if bad is None:
             applied: bool = self.engine.was_step_applied()
             self.grad_norm = self.engine.get_global_grad_norm()
-            bad = torch.tensor(not applied, device=self.engine.device)
+            bad = torch.full((), not applied, device=self.engine.device)  # a copy from the host would wait
         else:
             # a scale cannot do without knowing; DeepSpeed, under ZeRO-1 to 3, always waits to know
             applied = self.scale is None or not bool(bad)

@@ -11,7 +11,7 @@ from shards.storage.location import is_remote
 from shards.training import Part, TrainingSet
 from shards.working_set import working_set_bytes
 from trainer.boards import check_boards
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint import Checkpoint, read_checkpoint
 from trainer.checkpoint_folder import find_checkpoint, look_for_checkpoints, newest_checkpoint
 from trainer.concepts import settle_concepts
 from trainer.config import DataConfig, PartConfig, Recipe
@@ -46,7 +46,8 @@ class Plan:
     @property
     def owes_evaluation(self) -> bool:
         """Whether the run was stopped before an evaluation that was due."""
-        return self.resume is not None and self.resume.val is None and self.is_evaluated(self.resume.step)
+        step = self.resume.step if self.resume else 0
+        return step > 0 and self.resume is not None and self.resume.val is None and self.is_evaluated(step)
 
     def is_evaluated(self, step: int) -> bool:
         """Whether an evaluation on val is due after so many steps."""
@@ -91,9 +92,10 @@ class Plan:
         ]
 
 
-def make_plan(recipe: Recipe, processes: int) -> Plan:
+def make_plan(recipe: Recipe, processes: int, resume_from: Path | None = None) -> Plan:
     """Check a recipe against its data, the processes and the run's folder.
 
+    It goes on from the checkpoint `resume_from`, by default from the newest whole one of the run's folder.
     Raises `RunError` or `DataError` for what cannot run. Writes nothing.
     """
     if not recipe.run.dir:
@@ -108,7 +110,8 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
     if val is not None and val.num_samples < processes:
         raise RunError(f"data.val={val.location}: {val.num_samples} samples for {processes} processes; start fewer")
     steps = steps_per_epoch(train.num_visits, recipe.data.global_batch_size, recipe.data.last_batch)
-    resume = newest_checkpoint(Path(recipe.run.dir) / "checkpoints")
+    checkpoints = Path(recipe.run.dir) / "checkpoints"
+    resume = read_checkpoint(resume_from) if resume_from else newest_checkpoint(checkpoints)
     init_from = find_checkpoint(Path(recipe.run.init_from)) if recipe.run.init_from and not resume else None
     if init_from:
         check_model(recipe, init_from)

@@ -39,7 +39,8 @@ def settle_resume(plan: Plan, world: World) -> tuple[Plan, list[str]]:
     if notes and newest is None:
         raise RunError(f"{folder}: no checkpoint is whole; {notes[-1]}")
     if not plan.finished and newest != (plan.resume and plan.resume.path.name):
-        plan = make_plan(plan.recipe, plan.processes)
+        # by its name: a node may still see, as a whole one, what was set aside a moment ago
+        plan = make_plan(plan.recipe, plan.processes, folder / newest if newest else None)
     return plan, notes
 
 

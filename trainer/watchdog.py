@@ -49,6 +49,13 @@ class Watchdog:
                 with suppress(OSError):  # not empty: another rank's are still there
                     self._path.parent.rmdir()
 
+    @staticmethod
+    def remove_leftovers(run_dir: Path, world: int) -> None:
+        """Remove what ranks that this run has no more opened and never wrote to; only for the owner of the run."""
+        for path in (run_dir / FOLDER).glob("rank-*.txt"):
+            if int(path.stem.removeprefix("rank-")) >= world and path.stat().st_size == 0:
+                path.unlink()
+
     def heard(self, what: str) -> None:
         """The run goes on, now with `what`: the time starts anew."""
         if self._seconds is None:

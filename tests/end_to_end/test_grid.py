@@ -72,10 +72,10 @@ def measure(rank: int, size: int, port: int, settings: tuple[str, ...], folder: 
         batches[workers] = list(islice(trainer.loader, STEPS))
         trainer.engine.destroy()
     found: dict[Any, Any] = {"batches": batches}
-    for number, (stage, parts) in enumerate(product(STAGES, (1, 2))):
+    for stage, parts in product(STAGES, (1, 2)):
         micro = f"engine.micro_batch_size={BATCH // size // parts}"
         trainer = trainer_of(settings, world, f"engine.zero_stage={stage}", micro)
-        found[stage, parts] = found_of(trainer, batches[WORKERS[number % 2]])
+        found[stage, parts] = found_of(trainer, batches[WORKERS[(stage + parts) % 2]])
     torch.save(found, folder / f"{size}-{rank}.pt")
     dist.barrier()
     leave()

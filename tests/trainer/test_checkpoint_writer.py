@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 import trainer.checkpoint_save
@@ -276,3 +277,29 @@ def test_a_lease_ends_with_its_process(tmp_path: Path, start: Callable[..., int]
     assert start(tmp_path, 1, 3, None) == -signal.SIGKILL
     with Lease(tmp_path) as lease:
         lease.check()
+
+
+def test_a_rank_that_is_stopped_leaves_to_the_owner_what_may_be_committed(tmp_path: Path) -> None:
+    save = trainer.checkpoint_save.Save(
+        folder=tmp_path / "checkpoints",
+        run_id="run",
+        progress=progress(2),
+        recipe=Recipe(),
+        weights=trainer.checkpoint_save.HostCopy(False),
+        moments=trainer.checkpoint_save.HostCopy(False),
+        shapes={},
+        divided=False,
+        store=dist.HashStore(),
+        rank=1,
+        world=2,
+        lease=None,
+    )
+    save.partial.mkdir(parents=True)
+    (save.partial / "of-another-rank").touch()
+    save.stop.set()
+    save.run()
+    assert save.error is not None
+    assert "another process of this run has ended" in save.error
+    assert (save.partial / "of-another-rank").exists()
+    with writing(tmp_path):
+        assert not save.partial.exists()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch.multiprocessing.spawn import spawn
 
 import trainer.loop
@@ -31,8 +32,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "overflow 0": ("overflow 1 3", (STAGE.format(0), "log.every_steps=100")),
     "overflow 3": ("overflow 0 3", (STAGE.format(3), "log.every_steps=100")),
     "hang": ("hang 1 3", ("run.watchdog_minutes=0.05",)),
-    "float16 0": ("overflow 1 5", (FP16, STAGE.format(0))),
-    "float16 2": ("overflow 1 5", (FP16, STAGE.format(2))),
+    **{f"float16 {stage}": ("overflow 1 5", (FP16, STAGE.format(stage))) for stage in range(4)},
     "float16, stuck": ("overflow* 0 3", (FP16, "engine.max_skipped_steps=25")),
     "late": ("none 0 0", ("run.max_minutes=0.0001", "schedule.epochs=0.5")),
     "late, again": ("none 0 0", ("schedule.epochs=0.5",)),
@@ -139,8 +139,8 @@ def test_a_hanging_rank_has_all_stacks_written_and_the_run_goes_on(runs: Path) -
 
 
 def test_float16_skips_what_overflows_alike_at_every_stage(runs: Path) -> None:
-    curves = [rows_of(runs, f"float16 {stage}") for stage in (0, 2)]
-    for stage, rows in zip((0, 2), curves, strict=True):
+    curves = [rows_of(runs, f"float16 {stage}") for stage in range(4)]
+    for stage, rows in enumerate(curves):
         assert [row["step"] for row in rows] == list(range(1, 7)), "applied steps"
         skipped, scale = rows[-1]["skipped_steps"], rows[-1]["gradient_scale"]
         assert rows[3]["skipped_steps"] < skipped, "the overflow in the fifth"
@@ -149,9 +149,14 @@ def test_float16_skips_what_overflows_alike_at_every_stage(runs: Path) -> None:
         assert (state["skipped_steps"], state["gradient_scale"]["value"]) == (skipped, scale)
         batches = 6 + skipped
         assert state["loader"] == {"epoch": (batches - 1) // PER_EPOCH, "position": 8 * ((batches - 1) % 2 + 1)}
-    for one, other in zip(*curves, strict=True):
-        assert one["skipped_steps"] == other["skipped_steps"]
-        assert one["loss"] == pytest.approx(other["loss"], rel=0.01)
+        weights = load_file(runs / f"float16 {stage}/checkpoints/step-00000006/weights.safetensors")
+        entered = weights["queue.steps"].unique(return_counts=True)
+        assert [one.tolist() for one in entered] == [[1, 2, 3, 4, 5], [8] * 5], "of applied steps alone, each once"
+        assert weights["queue.head"] == 6 * 8 % 40
+    for one, *others in zip(*curves, strict=True):
+        for other in others:
+            assert one["skipped_steps"] == other["skipped_steps"]
+            assert one["loss"] == pytest.approx(other["loss"], rel=0.01)
 
 
 def test_float16_that_applies_no_step_any_more_stops_with_the_reason(runs: Path) -> None:

@@ -63,6 +63,8 @@ def test_heads_count_and_no_number_is_drawn() -> None:
         ("NVIDIA A100-PCIE-40GB", "float32", 19.5),
         ("Tesla V100-SXM2-16GB", "float32", 15.7),
         ("Tesla V100-SXM2-16GB", "bfloat16", None),
+        ("Tesla V100-SXM2-16GB", "float16", 125),
+        ("NVIDIA H100 80GB HBM3", "float16", 989),
         ("NVIDIA L40S", "bfloat16", 362),
         ("NVIDIA A10G", "bfloat16", None),  # another chip than the A10
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bfloat16", None),
@@ -75,6 +77,7 @@ def test_peaks(name: str, arithmetic: Any, peak: float | None) -> None:
 
 def test_float32_is_tf32_where_torch_may(monkeypatch: pytest.MonkeyPatch) -> None:
     assert arithmetic_of("bfloat16") == "bfloat16"
+    assert arithmetic_of("float16") == "float16"
     assert arithmetic_of("float32") == "float32"
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     assert arithmetic_of("float32") == "tf32"

@@ -1,5 +1,7 @@
 """Which checkpoint a run goes on from, and what becomes of damaged ones."""
 
+import errno
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -65,6 +67,26 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_is_used(
     assert f"step-00000003/{name}: " in notes[0]
     assert notes[0].endswith("; set aside as damaged-step-00000003")
     assert names(run) == ["damaged-step-00000003", "step-00000001", "step-00000002"]
+
+
+def test_a_disk_that_does_not_answer_is_no_damage(
+    run: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, before = make_plan(recipe, 1), names(run)
+
+    def fail(*_arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(hashlib, "file_digest", fail)
+    with pytest.raises(
+        RunError, match=r"step-0000000\d/.*: cannot be read \(Input/output error\); nothing was changed"
+    ):
+        settle_resume(plan, World())
+    assert names(run) == before
+
+
+def test_a_plan_goes_on_from_the_checkpoint_that_was_agreed_on(run: Path, recipe: Recipe) -> None:
+    assert resumed(make_plan(recipe, 1, run / "step-00000002")) == 2
 
 
 def test_several_damaged_ones_are_all_set_aside(run: Path, recipe: Recipe) -> None:

@@ -38,6 +38,15 @@ def test_a_run_that_goes_on_leaves_nothing(tmp_path: Path, capfd: pytest.Capture
     assert capfd.readouterr().err == ""
 
 
+def test_of_ranks_that_a_run_has_no_more_only_what_was_written_stays(tmp_path: Path) -> None:
+    stacks = tmp_path / "stacks"
+    stacks.mkdir()
+    for rank, text in enumerate(("", "", "", "in _do")):
+        (stacks / f"rank-{rank}.txt").write_text(text)
+    Watchdog.remove_leftovers(tmp_path, world=2)
+    assert sorted(path.name for path in stacks.iterdir()) == ["rank-0.txt", "rank-1.txt", "rank-3.txt"]
+
+
 def test_without_minutes_nothing_is_watched(tmp_path: Path) -> None:
     with Watchdog(tmp_path, 0, None) as watchdog:
         watchdog.heard("step 1")
