@@ -41,7 +41,6 @@ def deepspeed_config(recipe: Recipe, world_size: int, trained: int) -> dict[str,
         "stage3_param_persistence_threshold": 0,
         # room for more than all gradients serves nothing: 2 GB in float32
         "reduce_bucket_size": min(BUCKET, trained),
-        "allgather_bucket_size": min(BUCKET, trained),
     }
     offloaded = {
         "offload_optimizer": recipe.engine.offload_optimizer,

@@ -60,7 +60,7 @@ def ranks(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     prepare_deepspeed("gloo")
     for stage in STAGES:
-        engine = engine_of(model_and_data()[0], {"stage": stage})
+        engine = engine_of(model_and_data()[0], {"zero_stage": stage})
         train(engine, rank)
         assert save(engine, Path(folder) / f"from-{stage}", rank) == ""
         engine.destroy()
@@ -72,7 +72,7 @@ def ranks(rank: int, port: int, folder: str) -> None:
                 for value in (*model.parameters(), *model.buffers()):
                     value.zero_()
             assert load_weights(model, checkpoint) == []
-            engine = engine_of(model, {"stage": stage})
+            engine = engine_of(model, {"zero_stage": stage})
             load_optimizer(engine, checkpoint)
             said = save(engine, Path(folder) / f"{source}-to-{stage}", rank)
             assert said == "", (source, stage, said)

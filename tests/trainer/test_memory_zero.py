@@ -17,20 +17,22 @@ from model.group_norm import GroupBatchNorm
 from model.memory.bank import PrototypeBank, assigned_sums, cosines
 from model.memory.momentum import MomentumCopy, momentum_decay
 from tests.trainer.moments import whole_moments
-from trainer.deepspeed_setup import prepare_deepspeed
+from trainer.config import OptimizerConfig, Recipe
+from trainer.deepspeed_setup import deepspeed_config, prepare_deepspeed
 from trainer.distributed import free_port
+from trainer.parameter_groups import parameter_groups
 from trainer.partitions import MOMENTS, whole_weight
 from trainer.prototypes import set_prototypes
 
 WORLD, ROWS, STEPS, LR = 2, 8, 6, 0.05
 RAMP = MomentumConfig(decay=0.8, ramp="cosine")
 ANEW = torch.tensor([True, False, False, True, True])  # prototypes that are set anew after step 3
-CPU = {"device": "cpu"}
 CASES: dict[str, dict[str, Any]] = {
-    **{f"stage {stage}": {"stage": stage} for stage in range(4)},
-    **{f"stage {stage}, offloaded": {"stage": stage, "offload_optimizer": CPU} for stage in (1, 2)},
-    "stage 3, offloaded": {"stage": 3, "offload_optimizer": CPU, "offload_param": CPU},
+    **{f"stage {stage}": {"zero_stage": stage} for stage in range(4)},
+    **{f"stage {stage}, offloaded": {"zero_stage": stage, "offload_optimizer": "cpu"} for stage in (1, 2)},
+    "stage 3, offloaded": {"zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"},
 }
+"""The engine's part of a recipe."""
 
 
 class Encoder(nn.Module):
@@ -40,9 +42,10 @@ class Encoder(nn.Module):
         self.linear = nn.Linear(5, 7, bias=False)
         self.norm = GroupBatchNorm(7, 4)
         self.out = nn.Linear(7, 3)
+        self.scale = nn.Parameter(torch.ones(1))  # fewer elements than ranks
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.out(self.norm(self.linear(x).unsqueeze(1)).squeeze(1))
+        y: torch.Tensor = self.out(self.scale * self.norm(self.linear(x).unsqueeze(1)).squeeze(1))
         return y
 
 
@@ -83,7 +86,7 @@ def plain() -> dict[str, torch.Tensor]:
     """All steps over the global batch in one process."""
     model, data, anew = model_and_data()
     model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR)
+    optimizer = adamw(model)
     found = {}
     for step, x in enumerate(data):
         optimizer.zero_grad()
@@ -103,28 +106,33 @@ def plain() -> dict[str, torch.Tensor]:
     return found | dict(model.state_dict()) | {moment: state[moment] for moment in MOMENTS}
 
 
-def engine_of(model: Model, zero: dict[str, Any]) -> Any:
+def adamw(model: Model) -> torch.optim.AdamW:
+    """With two groups, as a run has them."""
+    config = OptimizerConfig(lr=LR, weight_decay=0.3)
+    return torch.optim.AdamW(parameter_groups(model.named_parameters(), config))
+
+
+def engine_of(model: Model, settings: dict[str, Any]) -> Any:
     import deepspeed
 
+    recipe = Recipe.model_validate(
+        {
+            "data": {"global_batch_size": ROWS},
+            "model": {"norm_group": 1},
+            "optimizer": {"gradient_clipping": 0.0},
+            "engine": {"precision": "float32", **settings},
+        }
+    )
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR),
-        config={
-            "train_batch_size": ROWS,
-            "train_micro_batch_size_per_gpu": ROWS // WORLD,
-            "gradient_clipping": 0.0,
-            "steps_per_print": 10**9,
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "zero_optimization": zero | {"stage3_param_persistence_threshold": 0},
-        },
+        model=model, optimizer=adamw(model), config=deepspeed_config(recipe, WORLD, trained)
     )
     return engine
 
 
-def engineered(zero: dict[str, Any], rank: int) -> dict[str, torch.Tensor]:
+def engineered(settings: dict[str, Any], rank: int) -> dict[str, torch.Tensor]:
     model, data, anew = model_and_data()
-    engine = engine_of(model, zero)
+    engine = engine_of(model, settings)
     engine.train()
     half = ROWS // WORLD
     found = {}
@@ -154,7 +162,7 @@ def measure(rank: int, port: int, folder: str) -> None:
     os.environ.update({name: str(value) for name, value in names.items()})
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     prepare_deepspeed("gloo")
-    torch.save({case: engineered(zero, rank) for case, zero in CASES.items()}, Path(folder) / f"{rank}.pt")
+    torch.save({case: engineered(settings, rank) for case, settings in CASES.items()}, Path(folder) / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -177,7 +185,7 @@ def test_average_losses_and_rows_are_those_of_plain_torch(
 ) -> None:
     assert not torch.equal(expected["momentum.module.linear.weight"], expected["online.linear.weight"])
     for found in ranks:
-        assert found[case].pop("partitioned").tolist() == [CASES[case]["stage"] == 3] * 5
+        assert found[case].pop("partitioned").tolist() == [CASES[case]["zero_stage"] == 3] * 6
         assert found[case].keys() == expected.keys()
         for name, tensor in expected.items():
             torch.testing.assert_close(
