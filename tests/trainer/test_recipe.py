@@ -73,7 +73,7 @@ def test_a_missing_base_names_itself_and_who_wants_it(tmp_path: Path) -> None:
 
 
 def test_a_missing_recipe_points_to_the_shipped_ones(tmp_path: Path) -> None:
-    assert "no such recipe; the shipped ones are in configs/" in error_of(tmp_path / "x.yaml")
+    assert "no such recipe; those that come with it: itm recipe --list" in error_of(tmp_path / "x.yaml")
 
 
 def test_extends_must_be_one_name(tmp_path: Path) -> None:
