@@ -1,8 +1,8 @@
 """How long the recipes would take, from their arithmetic: `recipes.py [--utilisation 0.25] [--device A100]`.
 
-An estimate, not a measurement: the floating-point operations of a step (`trainer/flops.py`), once more a third of them
-for each further forward pass (momentum encoders, gradient checkpointing, a gradient cache), over the share of the
-device's peak that is assumed. Losses, optimiser, exchanges, data and evaluation are not counted. Nothing is
+An estimate, not a measurement: the floating-point operations of a step (`trainer/flops.py`), a third of them once
+more for each further forward pass (momentum encoders, gradient checkpointing, a gradient cache), over the share of
+the device's peak that is assumed. Losses, optimiser, exchanges, data and evaluation are not counted. Nothing is
 computed and nothing is downloaded.
 """
 

@@ -175,8 +175,8 @@ def scan(
 ) -> "Source":
     """Convert SCAN's precomputed region features, alone or with the photos.
 
-    The split dev becomes val, and testall test: of COCO, convert --splits train,dev,testall. Whether the array holds
-    each image once or once a caption is found out, and told.
+    The split dev becomes val, and testall test: of COCO, convert --splits train,dev,testall. Whether the array
+    holds each image once or once a caption is found out, and told.
     """
     from shards.sources.scan import read_scan
 
