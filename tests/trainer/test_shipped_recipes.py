@@ -79,7 +79,7 @@ def test_the_batch_divides_on_the_hardware_that_the_header_names(name: str, towe
 
 
 PAPERS: dict[str, dict[str, Any]] = {
-    # arguments.py and graph_lib.py of AAHR's code, and what its two run_*.sh set
+    # arguments.py and graph_lib.py of AAHR's code, and what its two run_*.sh set; consensus: train_*.py of CVSE's
     "papers/flickr30k": {
         "data.captions": "all",
         "data.global_batch_size": 128,
@@ -95,6 +95,8 @@ PAPERS: dict[str, dict[str, Any]] = {
         "model.text.freeze": "all",
         "model.text.transformer.name": "bert-base-uncased",
         "model.text.transformer.freeze": None,
+        "model.consensus.instance_share": 0.85,
+        "model.consensus.label_share": 0.35,
         "model.embed_dim": 1024,
         "model.norm_group": 128,
         "model.aahr.fragment_heads": 16,
@@ -140,6 +142,8 @@ PAPERS: dict[str, dict[str, Any]] = {
 }
 PAPERS["papers/coco"] = PAPERS["papers/flickr30k"] | {
     "data.global_batch_size": 256,
+    "model.consensus.instance_share": 0.9,
+    "model.consensus.label_share": 0.4,
     "model.norm_group": 256,
     "loss.base.cutoff": 1.9,
     "loss.base.weight": 256,
@@ -160,6 +164,7 @@ def test_what_the_fine_tuning_takes_over_from_the_papers() -> None:
         paper, ours = (flatten(load_recipe(Path(f"{kind}/{data}")).model_dump()) for kind in ("papers", "finetune"))
         for key in (
             *("data.captions", "loss.base.margin", "loss.prototypes.count", "loss.prototypes.weight"),
+            *("model.consensus.instance_share", "model.consensus.label_share"),
             *("loss.momentum_contrast.temperature", "loss.momentum.decay", "loss.relations.mask_weight"),
             *("loss.regulariser.weight", "optimizer.tower_lr_scale", "optimizer.gradient_clipping"),
         ):
