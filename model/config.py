@@ -48,6 +48,12 @@ class ImageConfig(TowerConfig):
         "with precomputed regions as local tokens; regions: those alone, their mean as the global feature",
     )
     region_width: int = Field(2048, ge=1, description="width F of a precomputed region")
+    size: int | None = Field(
+        None,
+        ge=1,
+        description="side of the pictures in pixels; null: the architecture's; position embeddings of weights "
+        "that were trained with another are interpolated",
+    )
 
 
 class TransformerConfig(TowerConfig):

@@ -9,7 +9,10 @@ import typer
 def submit(
     recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe file.")] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings to change; run.dir=FOLDER.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[key=value|RECIPE ...]", help="Settings to change, and recipes to lay over; run.dir=FOLDER."
+        ),
     ] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs a node; 0 trains on the CPU.")] = 8,

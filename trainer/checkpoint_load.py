@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from model.frameworks import Framework
+from model.towers.open_clip_weights import fit_positions
 from trainer.checkpoint import OPTIMIZER, WEIGHTS, Checkpoint
 from trainer.errors import RunError
 from trainer.partitions import MOMENTS, set_moments
@@ -22,7 +23,8 @@ def load_weights(
 ) -> list[str]:
     """Copy the weights whose names start with `prefix` into a module that is not yet in an engine.
 
-    To fine-tune a framework, `OF_PAST_BATCHES` is left out, and of the loss terms what has another shape.
+    To fine-tune a framework, `OF_PAST_BATCHES` is left out, and of the loss terms what has another shape; position
+    embeddings of another image size are interpolated.
     Returns the names that have no counterpart, on either side. Raises `RunError` for a file that cannot be
     read, when nothing matches, and when a weight has another shape: the checkpoint is of another model.
     """
@@ -42,6 +44,9 @@ def load_weights(
         for name in [name for name in theirs if name.startswith("terms.") and name in own]:
             if own[name].shape != theirs[name].shape:
                 del theirs[name]
+        for name in [name for name in theirs if name.endswith(".positional_embedding") and name in own]:
+            if own[name].shape[1:] == theirs[name].shape[1:] and len(own[name]) != len(theirs[name]):
+                theirs[name] = fit_positions(module.get_submodule(name.rpartition(".")[0]), theirs[name])
     other = [name for name in own.keys() & theirs.keys() if own[name].shape != theirs[name].shape]
     if other:
         name = min(other)

@@ -8,11 +8,13 @@ import typer
 
 from shards.commands.outfile import Overwrite, check_file
 
-RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A recipe file, such as configs/demo_pretrain.yaml.")
-]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or one of `itm recipe --list`.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings to change, with dotted keys.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[key=value|RECIPE ...]",
+        help="Settings to change, with dotted keys, and recipes to lay over, such as towers/vit_b16.",
+    ),
 ]
 
 Workers = Annotated[int, typer.Option(min=0, help="Processes that load images; 0 loads in this one.")]
@@ -206,11 +208,19 @@ def recipe(
     recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe file.")] = None,
     overrides: Overrides = None,
     keys: Annotated[bool, typer.Option("--keys", help="List every key with its default and meaning.")] = False,
+    shipped: Annotated[bool, typer.Option("--list", help="List the recipes that come with the package.")] = False,
 ) -> None:
-    """Print a recipe as it resolves, with what it extends and the overrides, or list all keys."""
+    """Print a recipe as it resolves, with what it extends and the overrides, or list all keys or all recipes."""
     from trainer.config import Recipe
-    from trainer.recipe import dump_recipe, flatten, load_recipe, recipe_keys
+    from trainer.recipe import SHIPPED, dump_recipe, flatten, load_recipe, recipe_keys, shipped_recipes
 
+    if shipped:
+        listed = list(shipped_recipes())
+        width = max(len(name) for name, _ in listed)
+        for name, meaning in listed:
+            typer.echo(f"{name:{width}}  {meaning}")
+        typer.echo(f"in {SHIPPED}; `itm train NAME` and `itm recipe NAME` find them from anywhere")
+        return
     if keys or recipe is None:
         defaults = flatten(Recipe().model_dump())
         for key, meaning in recipe_keys().items():

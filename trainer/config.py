@@ -93,11 +93,14 @@ class OptimizerConfig(_Config):
 
 
 class ScheduleConfig(_Config):
-    """Linear warm-up, then a cosine down to `final_lr_scale` of the learning rate."""
+    """Linear warm-up, then a cosine down to `final_lr_scale` of the learning rate, or drops to tenths of it."""
 
     epochs: float = Field(10.0, gt=0, description="length of the run, in passes over data.train")
     warmup_steps: int = Field(100, ge=0, description="steps over which the learning rate rises")
     final_lr_scale: float = Field(0.0, ge=0, le=1, description="last learning rate, relative to the peak")
+    drop_epochs: list[Annotated[float, Field(gt=0)]] = Field(
+        [], description="passes after which the rate falls to a tenth, each time, instead of along the cosine"
+    )
 
 
 class EngineConfig(_Config):

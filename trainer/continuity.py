@@ -23,7 +23,7 @@ FIXED = (
 
 FREE = re.compile(
     r"framework|pretrained|norm_group|aahr\.dropout|consensus\.\w+|text\.transformer\.weights"
-    r"|.*\.(freeze|gradient_checkpointing)"
+    r"|.*\.(freeze|gradient_checkpointing)|image\.size"
 )
 """Settings of the model that may differ from those of the checkpoint whose weights are taken."""
 PLACES = ("run.dir", "model.consensus.concepts")

@@ -47,4 +47,4 @@ def caption_tokenizer(
 
 def image_side(config: ModelConfig) -> int:
     """Of the square pictures that a model takes, in pixels. Raises `ModelError`."""
-    return tower_widths(config.architecture).image_size if config.reads_pixels else NO_PIXELS
+    return tower_widths(config.architecture, config.image.size).image_size if config.reads_pixels else NO_PIXELS

@@ -175,8 +175,9 @@ class Trainer:
     def _step(self, batch: Batch) -> tuple[dict[str, torch.Tensor], float, bool, bool]:
         """Train on a batch. Its losses, the learning rate, whether it was applied, and whether to stop now."""
         schedule = self.recipe.schedule
+        drops = [self.plan.steps_between(epochs) for epochs in schedule.drop_epochs]
         scale = learning_rate_scale(
-            self.step, self.plan.total_steps, schedule.warmup_steps, schedule.final_lr_scale
+            self.step, self.plan.total_steps, schedule.warmup_steps, schedule.final_lr_scale, drops
         )
         lr = self.recipe.optimizer.lr * scale
         set_learning_rate(self.engine, lr, towers_rest=self.step < self.recipe.optimizer.tower_start_step)

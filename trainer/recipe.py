@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
@@ -14,6 +14,10 @@ from trainer.config import Recipe
 from trainer.errors import RunError
 
 Tree = dict[str, Any]
+
+SHIPPED = Path(__file__).parents[1] / "configs"
+"""The recipes that come with the package, in a checkout and where it is installed."""
+SUFFIX = ".yaml"
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,17 +39,31 @@ _Loader.add_implicit_resolver(
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe, the recipes it extends, and `key=value` overrides with dotted keys.
+    """Read a recipe, the recipes it extends, and overrides, of which the later one wins.
 
-    Raises `RunError`, naming the key, the value and the nearest valid key.
+    An override is `key=value` with a dotted key, or a recipe, whose keys are laid over. `path` and the latter are
+    files, or names of shipped ones, such as `pretrain/cc12m`. Raises `RunError`, naming the key, the value
+    and the nearest valid key.
     """
-    tree = _read(path, ())
+    tree = _read(_find(path), ())
     for override in overrides:
-        _override(tree, override)
+        part = _find(Path(override))
+        if "=" not in override and part.suffix == SUFFIX:
+            tree = _merge(tree, _read(part, ()))
+        else:
+            _override(tree, override)
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise RunError(f"{path}: {_explain(error)}") from None
+
+
+def shipped_recipes() -> Iterator[tuple[str, str]]:
+    """The name of every recipe that comes with the package, and the first sentence of its first comment."""
+    for path in sorted(SHIPPED.rglob(f"*{SUFFIX}")):
+        comment = path.read_text(encoding="utf-8").partition("\n#\n")[0]
+        lines = [line.removeprefix("#").strip() for line in comment.splitlines() if line.startswith("#")]
+        yield path.relative_to(SHIPPED).with_suffix("").as_posix(), " ".join(lines).partition(". ")[0].rstrip(".")
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -61,6 +79,12 @@ def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _find(path: Path) -> Path:
+    """The file of that name, else the shipped recipe of that name, else the path as it is."""
+    shipped = SHIPPED / path.with_name(f"{path.name}{SUFFIX}") if path.name else path
+    return path if path.is_file() or not shipped.is_file() else shipped
+
+
 def _read(path: Path, children: tuple[Path, ...]) -> Tree:
     if path.resolve() in map(Path.resolve, children):
         raise RunError(f"{children[-1]}: extends {path}, which extends it in turn")
@@ -68,7 +92,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> Tree:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         whose = f" (extended by {children[-1]})" if children else ""
-        raise RunError(f"{path}: no such recipe{whose}; the shipped ones are in configs/") from None
+        raise RunError(f"{path}: no such recipe{whose}; those that come with it: itm recipe --list") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: not a recipe: {error}") from None
     except yaml.YAMLError as error:
@@ -94,7 +118,7 @@ def _merge(base: Tree, over: Tree) -> Tree:
 def _override(tree: Tree, text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise RunError(f"override {text!r}: write key=value, such as optimizer.lr=1e-4")
+        raise RunError(f"override {text!r}: write key=value, such as optimizer.lr=1e-4, or name a recipe")
     *sections, name = key.split(".")
     for section in sections:
         below = tree.setdefault(section, {})

@@ -30,7 +30,7 @@ def build_towers(config: ModelConfig, load: bool = True) -> Towers:
     notes: list[str] = []
     clip_text = None
     if config.reads_pixels or config.text.towers != "transformer":
-        clip_image, clip_text, notes = clip_towers(config.architecture, config.pretrained, load)
+        clip_image, clip_text, notes = clip_towers(config.architecture, config.pretrained, load, config.image.size)
         clip_image.configure(config.image, "model.image")
         clip_text.configure(config.text, "model.text")
         if config.reads_pixels:

@@ -152,8 +152,11 @@ def _known(architecture: str) -> None:
         )
 
 
-def tower_widths(architecture: str) -> TowerWidths:
-    """Read an architecture's widths from its configuration. Raises `ModelError` when there is none."""
+def tower_widths(architecture: str, image_size: int | None = None) -> TowerWidths:
+    """Read an architecture's widths from its configuration, for pictures of another side if given.
+
+    Raises `ModelError` when there is none, and for a side that its patches do not fill.
+    """
     _known(architecture)
     config = open_clip.get_model_config(architecture)
     vision, text = config["vision_cfg"], config["text_cfg"]
@@ -169,6 +172,9 @@ def tower_widths(architecture: str) -> TowerWidths:
             f"model.architecture {architecture!r}: "
             "a square ViT or timm image tower with a CLIP text tower and CLIP's tokenizer is needed"
         )
+    patch = 1 if vision.get("timm_model_name") else int(vision.get("patch_size", 16))
+    if image_size is not None and image_size % patch:
+        raise ModelError(f"model.image.size: {image_size} is not a multiple of {patch}, the side of a patch")
     if vision.get("timm_model_name"):
         import timm
 
@@ -180,19 +186,20 @@ def tower_widths(architecture: str) -> TowerWidths:
         int(config["embed_dim"]),
         image_tokens,
         int(text.get("width", 512)),
-        int(size),
+        image_size or int(size),
         int(text.get("context_length", 77)),
     )
 
 
 def clip_towers(
-    architecture: str, pretrained: str | None = None, load: bool = True
+    architecture: str, pretrained: str | None = None, load: bool = True, image_size: int | None = None
 ) -> tuple[ImageTower, TextTower, list[str]]:
     """Both towers of an open_clip configuration, with random weights or with `pretrained` ones.
 
     `pretrained` is a weights tag that open_clip knows, a file, or a checkpoint of ours; of a file or a
     checkpoint the third result says, a line each, what had no counterpart. With `load=False` the weights stay
-    random, for others to be loaded afterwards, while the pixels are still normalised as the tag's were. Raises
+    random, for others to be loaded afterwards, while the pixels are still normalised as the tag's were. With
+    `image_size`, pictures have that side, and loaded position embeddings are interpolated to it. Raises
     `ModelError` for an unknown architecture, for towers of a kind that is not supported, and for weights
     that cannot be loaded.
     """
@@ -204,7 +211,7 @@ def clip_towers(
             f"set model.architecture to {architecture}-quickgelu"
         )
     file = weights_file(pretrained) if load else None
-    clip = new_clip(architecture, pretrained if load and not file else None)
+    clip = new_clip(architecture, pretrained if load and not file else None, image_size)
     visual, text = clip.visual, clip.text
     if not isinstance(visual, VisionTransformer | TimmModel) or not isinstance(text, TextTransformer):
         raise ModelError(
@@ -218,7 +225,7 @@ def clip_towers(
         )
     notes, statistics = load_clip(clip, file) if file else ([], {})
     settings = open_clip.get_model_preprocess_cfg(clip) | tag
-    widths = tower_widths(architecture)
+    widths = tower_widths(architecture, image_size)
     image_tower = ImageTower(visual, settings["mean"], settings["std"], widths.pooled, widths.image_tokens)
     image_tower.load_state_dict(statistics, strict=False)
     return image_tower, TextTower(text, widths.pooled, widths.text_tokens), notes

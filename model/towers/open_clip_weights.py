@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
+from types import SimpleNamespace
 from typing import Any
 
 import open_clip
@@ -13,6 +14,7 @@ from open_clip.convert import convert_state_dict
 from open_clip.model import resize_pos_embed, resize_text_pos_embed
 from open_clip.transformer import VisionTransformer
 from safetensors import SafetensorError
+from torch import nn
 
 import model.architectures  # noqa: F401  (makes our own known)
 from model.errors import ModelError
@@ -20,6 +22,7 @@ from model.towers.weights import Weights, find_prefix, load_matching, read_weigh
 
 _NO_WEIGHTS = (AssertionError, AttributeError, EOFError, KeyError, TypeError, UnpicklingError, SafetensorError)
 """What open_clip and torch raise, beside RuntimeError and OSError, on a file that holds no such weights."""
+_IMAGE_POSITIONS = "visual.positional_embedding"
 
 
 def weights_file(pretrained: str | None) -> Path | None:
@@ -28,9 +31,13 @@ def weights_file(pretrained: str | None) -> Path | None:
     return path if pretrained and path.exists() and path.suffix not in {".npy", ".npz"} else None
 
 
-def new_clip(architecture: str, tag: str | None = None) -> Any:
-    """An open_clip model with random weights, or with those of a tag. Raises `ModelError` when it has none."""
-    return _with_weights(architecture, tag) if tag else _with_random_weights(architecture)
+def new_clip(architecture: str, tag: str | None = None, image_size: int | None = None) -> Any:
+    """An open_clip model with random weights, or with those of a tag. Raises `ModelError` when it has none.
+
+    With `image_size`, it takes pictures of that side; position embeddings of a tag are interpolated.
+    """
+    settings = {"force_custom_text": True, "force_image_size": image_size}
+    return _with_weights(architecture, tag, settings) if tag else _with_random_weights(architecture, settings)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -38,18 +45,18 @@ def _is_news(record: logging.LogRecord) -> bool:
     return "No pretrained weights loaded" not in record.getMessage()
 
 
-def _with_random_weights(architecture: str) -> Any:
+def _with_random_weights(architecture: str, settings: dict[str, Any]) -> Any:
     logger = logging.getLogger()
     logger.addFilter(_is_news)
     try:
-        return open_clip.create_model(architecture, force_custom_text=True, device=torch.get_default_device())
+        return open_clip.create_model(architecture, device=torch.get_default_device(), **settings)
     finally:
         logger.removeFilter(_is_news)
 
 
-def _with_weights(architecture: str, pretrained: str) -> Any:
+def _with_weights(architecture: str, pretrained: str, settings: dict[str, Any]) -> Any:
     try:
-        return open_clip.create_model(architecture, pretrained, force_custom_text=True)
+        return open_clip.create_model(architecture, pretrained, **settings)
     except (RuntimeError, OSError) as error:
         raise ModelError(f"model.pretrained {pretrained!r} for {architecture}: {error}") from None
     except _NO_WEIGHTS as error:
@@ -68,8 +75,8 @@ def load_clip(clip: Any, path: Path) -> tuple[list[str], dict[str, torch.Tensor]
     weights = read_weights(path, "model.pretrained")
     weights.tensors = convert_state_dict(clip, weights.tensors)
     notes = [
-        *_resize(clip, "visual", resize_pos_embed, weights),
-        *_resize(clip, "text", resize_text_pos_embed, weights),
+        *_resize(clip.visual, "visual", fit_positions, weights),
+        *_resize(clip.text, "text", _fit_text_positions, weights),
     ]
     prefix = find_prefix(clip.visual, weights.tensors)
     statistics = {}
@@ -86,16 +93,33 @@ def load_clip(clip: Any, path: Path) -> tuple[list[str], dict[str, torch.Tensor]
     return notes + weights.unused(), statistics
 
 
-def _resize(clip: Any, part: str, resize: Callable[..., None], weights: Weights) -> list[str]:
-    """Interpolate position embeddings of another image size or text length, as open_clip does."""
-    module, key = getattr(clip, part), "positional_embedding"
+def fit_positions(visual: nn.Module, theirs: torch.Tensor) -> torch.Tensor:
+    """A ViT's position embeddings (1 + n, width), interpolated to its own number of patches, as open_clip does.
+
+    What cannot be, such as no square of patches, is returned as it is, to be refused for its shape.
+    """
+    state = {_IMAGE_POSITIONS: theirs}
+    if isinstance(visual, VisionTransformer) and math.isqrt(len(theirs) - 1) ** 2 == len(theirs) - 1:
+        resize_pos_embed(state, SimpleNamespace(visual=visual))
+    return state[_IMAGE_POSITIONS]
+
+
+def _fit_text_positions(text: nn.Module, theirs: torch.Tensor) -> torch.Tensor:
+    state = {"positional_embedding": theirs}
+    resize_text_pos_embed(state, text)
+    return state["positional_embedding"]
+
+
+def _resize(
+    module: nn.Module, part: str, fit: Callable[[nn.Module, torch.Tensor], torch.Tensor], weights: Weights
+) -> list[str]:
+    """Interpolate position embeddings of another image size or text length."""
+    key = "positional_embedding"
     own, found = getattr(module, key, None), f"{find_prefix(module, weights.tensors)}{key}"
     theirs = weights.tensors.get(found)
     if own is None or theirs is None or len(theirs) == len(own) or theirs.shape[1:] != own.shape[1:]:
         return []
-    if isinstance(module, VisionTransformer) and math.isqrt(len(theirs) - 1) ** 2 != len(theirs) - 1:
-        return []  # no square of patches: left to be refused for its shape
-    state = {f"{part}.{key}": theirs}
-    resize(state, clip)
-    weights.tensors[found] = state[f"{part}.{key}"]
+    weights.tensors[found] = fitted = fit(module, theirs)
+    if len(fitted) != len(own):
+        return []
     return [f"{part}.{key}: interpolated from {len(theirs)} to {len(own)} places"]

@@ -166,14 +166,21 @@ def scan(
         str | None, typer.Option(metavar="A,B,...", help="Those to convert, as the files name them; else all.")
     ] = None,
     captions_each: Annotated[int, typer.Option(min=1, help="Captions an image.")] = 5,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the data set; coco and flickr30k have protocols of evaluation. Else the folder's."
+        ),
+    ] = None,
 ) -> "Source":
     """Convert SCAN's precomputed region features, alone or with the photos.
 
-    The split dev becomes val. Whether the array holds each image once or once a caption is found out, and told.
+    The split dev becomes val, and testall test: of COCO, convert --splits train,dev,testall. Whether the array
+    holds each image once or once a caption is found out, and told.
     """
     from shards.sources.scan import read_scan
 
-    source = read_scan(root, images, splits.split(",") if splits else None, captions_each)
+    source = read_scan(root, images, splits.split(",") if splits else None, captions_each, dataset)
     layouts = source.identity["layouts"]
     assert isinstance(layouts, dict)
     for name, layout in layouts.items():

@@ -5,7 +5,8 @@
     DIR/test_ids.txt       an image id a line, one an image or one a caption (optional)
     id_mapping.json        image id -> image file, in DIR or the folder above (optional; joins --images)
 
-Lee et al., "Stacked cross attention for image-text matching", ECCV 2018. The split `dev` becomes `val`.
+Lee et al., "Stacked cross attention for image-text matching", ECCV 2018. The split `dev` becomes `val`,
+and `testall`, which is the whole test split of COCO, `test`.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from shards.sources.listed import Splits, listed_source
 from shards.sources.record import Record, Regions, Skipped, Source
 from shards.sources.text import clean_captions, describe, file_identity, is_int64, is_unicode, open_text, read_json
 
-RENAMED = {"dev": "val"}
+RENAMED = {"dev": "val", "testall": "test"}
 MAPPING = "id_mapping.json"
 
 
@@ -41,12 +42,17 @@ class _Layout:
 
 
 def read_scan(
-    root: Path, images: Path | None = None, splits: list[str] | None = None, captions_each: int = 5
+    root: Path,
+    images: Path | None = None,
+    splits: list[str] | None = None,
+    captions_each: int = 5,
+    dataset: str | None = None,
 ) -> Source:
     """Read the splits whose `_ims.npy` lie in `root`, or those of them that `splits` names as the files do.
 
-    With `images`, a record holds the photo too, found by `id_mapping.json`. `Source.identity["layouts"]` tells how
-    rows and captions were matched. Raises `DataError` when their numbers do not fit together.
+    With `images`, a record holds the photo too, found by `id_mapping.json`. `dataset` is the name by which
+    protocols of evaluation are chosen; else the folder's. `Source.identity["layouts"]` tells how rows and captions
+    were matched. Raises `DataError` when their numbers do not fit together.
     """
     if not root.is_dir():
         raise DataError(f"--root {root}: no such folder")
@@ -83,7 +89,7 @@ def read_scan(
         "layouts": layouts,
     }
     inputs = (root, *([images] if images else []))
-    return listed_source(root.absolute().name, found, identity, inputs, str(root))
+    return listed_source(dataset or root.absolute().name, found, identity, inputs, str(root))
 
 
 def _read_split(

@@ -176,6 +176,24 @@ def test_positions_are_interpolated_to_another_size_as_open_clip_does(
     assert "text.positional_embedding: interpolated from 16 to 24 places" in notes
 
 
+def test_another_size_of_pictures_needs_no_other_architecture(tmp_path: Path, larger: str) -> None:
+    theirs = open_clip.create_model("itm-tiny", force_custom_text=True)
+    torch.save(theirs.state_dict(), tmp_path / "weights.pt")
+    expected, _, _ = clip_towers(larger, str(tmp_path / "weights.pt"))
+    image, text, notes = clip_towers("itm-tiny", str(tmp_path / "weights.pt"), image_size=64)
+    assert same(image.state_dict(), expected.state_dict())
+    assert torch.equal(text.text.positional_embedding, theirs.text.positional_embedding)
+    assert [line for line in notes if "interpolated" in line] == [
+        "visual.positional_embedding: interpolated from 5 to 17 places"
+    ]
+    assert image(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).tokens.shape == (1, 16, 32)
+
+
+def test_a_size_that_patches_do_not_fill_is_a_users_error() -> None:
+    with pytest.raises(ModelError, match=r"model\.image\.size: 40 is not a multiple of 16, the side of a patch"):
+        clip_towers("itm-tiny", image_size=40)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_transformer_starts_from_a_folder_of_another(tmp_path: Path, family: str) -> None:
     first, second = FAMILIES[family](tmp_path / "first"), FAMILIES[family](tmp_path / "second folder")

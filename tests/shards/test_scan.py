@@ -161,10 +161,20 @@ def test_unusable_captions_are_listed_and_an_empty_last_line_is_none(tmp_path: P
 def test_splits_are_chosen_by_the_files_names(tmp_path: Path) -> None:
     for split in ("train", "dev", "testall"):
         write(tmp_path, split, features(2), captions_of(2))
-    assert [split.name for split in read_scan(tmp_path).splits] == ["val", "testall", "train"]
+    assert [split.name for split in read_scan(tmp_path).splits] == ["val", "test", "train"]
     assert [split.name for split in read_scan(tmp_path, splits=["train", "dev"]).splits] == ["train", "val"]
     with pytest.raises(DataError, match=r"has no val_ims\.npy; those that are there: dev, testall, train"):
         read_scan(tmp_path, splits=["val"])
+
+
+def test_the_whole_test_split_of_coco_is_its_test_split(tmp_path: Path) -> None:
+    for split in ("test", "testall"):
+        write(tmp_path, split, features(2), captions_of(2))
+    with pytest.raises(DataError, match="testall would be a second split test; name those to take with --splits"):
+        read_scan(tmp_path)
+    source = read_scan(tmp_path, splits=["testall"], dataset="coco")
+    assert (source.dataset, [split.name for split in source.splits]) == ("coco", ["test"])
+    assert records(source, "test")[0].key == "test-000000"
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def model_of(tmp_path: Path, kind: str) -> dict[str, Any]:
         "siglip": {"framework": "siglip"},
         "amsps with concepts": {"framework": "amsps", "consensus": {"concepts": concepts}},
         "aahr": {"image": {"freeze": "all"}},
+        "larger pictures": {"framework": "clip", "image": {"size": 64}},
         "aahr with bert": {"text": {"towers": "clip+transformer", "transformer": bert}},
         "bert alone": {"framework": "clip", "text": {"towers": "transformer", "transformer": bert}},
         "regions": {"image": {"inputs": "pixels+regions", "region_width": 8}},
@@ -83,19 +84,19 @@ def test_ours_is_the_same_model_wherever_it_lies(tmp_path: Path, make_run: MakeR
     ).read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["clip", "siglip", "aahr"])
+@pytest.mark.parametrize("kind", ["clip", "siglip", "aahr", "larger pictures"])
 def test_open_clip_loads_the_towers(tmp_path: Path, make_run: MakeRun, kind: str) -> None:
     run = make_run(tmp_path / "run", model=model_of(tmp_path, kind))
     notes = export_model(run, tmp_path / "out", "open_clip")
     assert any("heads of aahr" in note for note in notes) == (kind == "aahr")
     clip, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'out'}")
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")(CAPTIONS)
-    ours = load_model(run, device="cpu")
+    ours, side = load_model(run, device="cpu"), 64 if kind == "larger pictures" else 32
     normalize = preprocess.transforms[-1]
     with torch.inference_mode():
-        images = clip.encode_image(normalize(pixels().permute(0, 3, 1, 2) / 255))
+        images = clip.encode_image(normalize(pixels(side=side).permute(0, 3, 1, 2) / 255))
         texts = clip.encode_text(tokens)
-        tower = ours.encoders.image_tower(pixels()).pooled
+        tower = ours.encoders.image_tower(pixels(side=side)).pooled
     assert torch.allclose(images, tower, atol=1e-5)
     if kind != "aahr":  # there the towers' features are the embeddings
         assert torch.allclose(torch.nn.functional.normalize(texts, dim=1), ours.encode_text(CAPTIONS), atol=1e-5)

@@ -8,7 +8,7 @@ import yaml
 
 from trainer.config import Recipe
 from trainer.errors import RunError
-from trainer.recipe import dump_recipe, flatten, load_recipe, recipe_keys
+from trainer.recipe import dump_recipe, flatten, load_recipe, recipe_keys, shipped_recipes
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -50,6 +50,43 @@ def test_a_chain_of_recipes_is_merged_section_by_section(tmp_path: Path) -> None
     assert load_recipe(path).optimizer.lr == 0.001
 
 
+def test_recipes_are_laid_over_in_order(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        below="run: {seed: 1}\nmodel: {embed_dim: 64}",
+        deeper="model: {architecture: ViT-L-14}",
+        over="extends: deeper.yaml\nmodel: {norm_group: 64}\nrun: {seed: 2}",
+        base="run: {seed: 0}\noptimizer: {lr: 0.5}",
+    )
+    below, over = (str(path.with_stem(name)) for name in ("below", "over"))
+    recipe = load_recipe(path, [below, over])
+    assert (recipe.run.seed, recipe.optimizer.lr, recipe.model.embed_dim) == (2, 0.5, 64)
+    assert (recipe.model.architecture, recipe.model.norm_group) == ("ViT-L-14", 64)
+    assert load_recipe(path, [over, "run.seed=7", below]).run.seed == 1
+    assert load_recipe(path, [over, below, "run.seed=7"]).run.seed == 7
+
+
+def test_shipped_recipes_are_found_by_name_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(Path("flickr8k")) == load_recipe(CONFIGS / "flickr8k.yaml")
+    recipe = load_recipe(Path("pretrain/cc3m"), ["towers/vit_b16", "data.global_batch_size=1024"])
+    assert (recipe.model.architecture, recipe.data.global_batch_size) == ("ViT-B-16", 1024)
+    (tmp_path / "flickr8k").mkdir()  # a folder of data
+    assert load_recipe(Path("flickr8k")).model.architecture == "itm-small"
+    assert "no such recipe" in error_of(Path("pretrain/cc4m"))
+    assert "override 'towers/vit_b17': write key=value" in error_of(Path("flickr8k"), "towers/vit_b17")
+    assert "none.yaml: no such recipe" in error_of(Path("flickr8k"), "none.yaml")
+
+
+def test_the_list_names_every_shipped_recipe_with_what_it_is() -> None:
+    listed = dict(shipped_recipes())
+    assert listed.keys() == {
+        path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml")
+    }
+    assert listed["towers/vit_b16"] == "To be laid over another recipe: towers of ViT-B/16"
+    assert all(listed.values())
+
+
 def test_extends_is_relative_to_the_file_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "base.yaml").write_text("run: {seed: 9}")
@@ -73,7 +110,7 @@ def test_a_missing_base_names_itself_and_who_wants_it(tmp_path: Path) -> None:
 
 
 def test_a_missing_recipe_points_to_the_shipped_ones(tmp_path: Path) -> None:
-    assert "no such recipe; the shipped ones are in configs/" in error_of(tmp_path / "x.yaml")
+    assert "no such recipe; those that come with it: itm recipe --list" in error_of(tmp_path / "x.yaml")
 
 
 def test_extends_must_be_one_name(tmp_path: Path) -> None:

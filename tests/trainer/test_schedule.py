@@ -31,3 +31,11 @@ def test_it_never_leaves_the_range_from_zero_to_one_nor_rises_after_the_warmup(t
 
 def test_with_a_final_scale_of_one_it_is_constant() -> None:
     assert {learning_rate_scale(step, 50, 0, 1.0) for step in range(60)} == {1.0}
+
+
+def test_with_drops_it_falls_to_a_tenth_at_each() -> None:
+    scales = [learning_rate_scale(step, 40, 2, 0.5, [15, 25]) for step in range(41)]
+    assert scales[:2] == [0.5, 1.0]
+    assert scales[2:15] == [1.0] * 13
+    assert scales[15:25] == pytest.approx([0.1] * 10)
+    assert scales[25:] == pytest.approx([0.01] * 16)

@@ -28,15 +28,18 @@ def write_open_clip_folder(trained: Trained, out: Path) -> list[str]:
 
     image, text = _towers(trained)
     architecture = trained.config.architecture
-    clip = new_clip(architecture)
+    clip = new_clip(architecture, image_size=trained.config.image.size)
     clip.visual.load_state_dict(image.visual.state_dict())
     clip.text.load_state_dict(text.text.state_dict())
     state = {name: tensor.detach().contiguous() for name, tensor in clip.state_dict().items()}
     save_file(state, out / WEIGHTS)
+    model_config = open_clip.get_model_config(architecture) | {"custom_text": True}
+    if trained.config.image.size:
+        model_config["vision_cfg"] = model_config["vision_cfg"] | {"image_size": trained.config.image.size}
     pixels = {"mean": image.mean, "std": image.std}
     config = {
         # both towers in modules of their own, as the names of the weights say
-        "model_cfg": open_clip.get_model_config(architecture) | {"custom_text": True},
+        "model_cfg": model_config,
         "preprocess_cfg": {name: (value / 255).flatten().tolist() for name, value in pixels.items()},
     }
     (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

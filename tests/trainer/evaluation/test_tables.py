@@ -75,5 +75,13 @@ def test_latex_has_a_cell_a_column_and_no_bare_specials() -> None:
 
 def test_the_sources_are_those_of_the_rows_that_are_shown() -> None:
     named = sources([table_of(RECALLS, "x")], ["coco_5k"])
-    assert [line.partition(":")[0] for line in named] == ["AAHR", "RCAR", "CHAN (regions, BERT)"]
+    assert [line.partition(":")[0] for line in named] == [
+        "AAHR",
+        "RCAR",
+        "CHAN (regions, BERT)",
+        *(
+            f"CLIP {towers}"
+            for towers in ("B/32, LAION-400M", "B/16, LAION-400M", "L/14, LAION-400M", "B/32, LAION-2B")
+        ),
+    ]
     assert sources([table_of(PRECISIONS, "x")], ["whole_split"]) == []
