@@ -31,7 +31,7 @@ from trainer.report.gallery import Gallery, gallery
 from trainer.report.pictures import Pictures
 from trainer.report.prototypes import Prototypes, describe, has_prototypes
 from trainer.report.runs import Run, read_runs
-from trainer.report.soft_positives import SoftPositives, mines, soft_positives
+from trainer.report.soft_positives import SoftPositives, is_embedded_again, mines, soft_positives
 
 CARDS = 12
 """Prototypes shown with pictures; the others stand in a table."""
@@ -46,7 +46,7 @@ def images_to_embed(runs: list[Path], data: str | Path | None) -> int:
     if data is None:
         return 0
     checkpoints = [find_checkpoint(run) for run in runs]
-    passes = len(runs) + mines(checkpoints[-1].recipe)
+    passes = len(runs) + is_embedded_again(checkpoints[-1])
     return passes * read_split(checkpoints[-1], data).num_samples
 
 
@@ -90,8 +90,12 @@ class _Shown:
     text_queries: Gallery
     image_queries: Gallery
     confused: Confused
+    prototypes_begin: int | None
+    """The first step of the prototypes' term; None where the run has none."""
     prototypes: Prototypes | None
+    """None where that step is still to come."""
     soft: SoftPositives | None
+    """None where the run's loss mines none."""
 
 
 def _measure(
@@ -106,6 +110,7 @@ def _measure(
     if not in_detail:
         return result, None
     checkpoint, manifest = evaluation.checkpoint, evaluation.manifest
+    begin = checkpoint.recipe.loss.prototypes.start_step if has_prototypes(checkpoint.recipe) else None
     soft = None
     if mines(checkpoint.recipe):
         soft = soft_positives(checkpoint, manifest, embeddings, workers=workers, on_batch=on_batch)
@@ -119,7 +124,8 @@ def _measure(
         gallery(texts, images, owner, own, t2i),
         gallery(images, texts, own, owner, i2t),
         confused(i2t, owner.tolist()),
-        describe(checkpoint, embeddings) if has_prototypes(checkpoint.recipe) else None,
+        begin,
+        describe(checkpoint, embeddings) if begin is not None and checkpoint.step > begin else None,
         soft,
     )
 

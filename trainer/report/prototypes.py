@@ -61,13 +61,10 @@ def has_prototypes(recipe: Recipe) -> bool:
 
 
 @torch.no_grad()
-def describe(checkpoint: Checkpoint, embeddings: Embeddings) -> Prototypes | None:
-    """The checkpoint's bank on an embedded split; None where its term has not begun yet."""
-    config = checkpoint.recipe.loss.prototypes
-    if checkpoint.step <= config.start_step:
-        return None
+def describe(checkpoint: Checkpoint, embeddings: Embeddings) -> Prototypes:
+    """The checkpoint's bank on an embedded split."""
     bank = read_tensors(checkpoint, [_BANK + name for name in ("prototypes", "last_used")])
-    dead_after = config.reseed_after or DEAD_AFTER
+    dead_after = checkpoint.recipe.loss.prototypes.reseed_after or DEAD_AFTER
     idle = checkpoint.step - bank[f"{_BANK}last_used"]
     prototypes = F.normalize(bank[f"{_BANK}prototypes"].float(), dim=1)
     return describe_bank(prototypes, embeddings, int((idle >= dead_after).sum()), dead_after)

@@ -4,13 +4,13 @@ As `model.losses.mining` defines them, on a split in the place of batch and queu
 two pairs are alike, `min(s_k(t_i, t_j), s_k(v_i, v_j))` at the running quantile of training or above.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from model.config import AhrlConfig
 from model.losses.running_quantile import quantile_of_bins
 from shards.manifest import Manifest
 from trainer.checkpoint import Checkpoint
@@ -66,6 +66,11 @@ def mines(recipe: Recipe) -> bool:
     return recipe.model.framework in ("amsps", "aahr+amsps") and ahrl.weight > 0 and ahrl.mining
 
 
+def is_embedded_again(checkpoint: Checkpoint) -> bool:
+    """Whether `soft_positives` will embed the split: where there is a threshold."""
+    return mines(checkpoint.recipe) and math.isfinite(threshold_of(checkpoint))
+
+
 def soft_positives(
     checkpoint: Checkpoint,
     manifest: Manifest,
@@ -77,8 +82,13 @@ def soft_positives(
 ) -> SoftPositives:
     """Embed the split with the momentum encoders, and mine it; of three kinds of embeddings, the fused one.
 
+    Nothing is embedded where the checkpoint has no threshold yet.
+
     `online` are the encoders' own embeddings.
     """
+    threshold = threshold_of(checkpoint)
+    if not math.isfinite(threshold):
+        return SoftPositives(threshold, 0, 0, 0, [], [])
     device = device_of(World())
     keys = embed_split(
         trained_of(checkpoint, momentum=True).encoders.to(device),
@@ -90,13 +100,13 @@ def soft_positives(
         workers=workers,
         on_batch=on_batch,
     )
-    config = checkpoint.recipe.loss.ahrl
-    return mine_split(keys, online, threshold_of(checkpoint, config), config.min_agreement)
+    return mine_split(keys, online, threshold, checkpoint.recipe.loss.ahrl.min_agreement)
 
 
-def threshold_of(checkpoint: Checkpoint, config: AhrlConfig) -> float:
-    """The running quantile of the agreement at the checkpoint's step."""
-    return float(quantile_of_bins(read_tensors(checkpoint, [_HISTOGRAM])[_HISTOGRAM], config.quantile))
+def threshold_of(checkpoint: Checkpoint) -> float:
+    """The running quantile of the agreement at the checkpoint's step; infinity before any mining."""
+    histogram = read_tensors(checkpoint, [_HISTOGRAM])[_HISTOGRAM]
+    return float(quantile_of_bins(histogram, checkpoint.recipe.loss.ahrl.quantile))
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from shards.tools.words import words
 
-PRIOR = 100.0
+PRIOR = 10.0
 """Captions that the prior is worth: they hold each word as often as all captions do."""
 LEAST = 2
 """Captions of a group that must hold a word."""
@@ -46,9 +46,12 @@ def telling_words(captions: Sequence[str], groups: Iterable[int], count: int, to
 
 
 def _telling(held: Counter[str], size: int, total: Counter[str], captions: int, top: int) -> list[Word]:
+    others = captions - size
+    if not others:
+        return []
     ranked: list[tuple[float, Word]] = []
     for word, here in held.items():
-        elsewhere, others = total[word] - here, captions - size
+        elsewhere = total[word] - here
         prior = PRIOR * total[word] / captions
         odds, deviation = 0.0, 0.0
         for sign, hits, of in ((1, here, size), (-1, elsewhere, others)):
@@ -56,7 +59,7 @@ def _telling(held: Counter[str], size: int, total: Counter[str], captions: int, 
             odds += sign * (math.log(hits + prior) - math.log(of + PRIOR - hits - prior + 0.5))
             deviation += 1 / (hits + prior)
         score = odds / math.sqrt(deviation)
-        found = Word(word, here / size, elsewhere / others if others else 0.0)
+        found = Word(word, here / size, elsewhere / others)
         if score >= LEAST_SCORE and here >= LEAST and found.here >= LEAST_LIFT * found.elsewhere:
             ranked.append((score, found))
     ranked.sort(key=lambda pair: (-pair[0], pair[1].word))
