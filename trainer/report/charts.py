@@ -146,7 +146,7 @@ def mirrored_bars(title: str, above: Sequence[float], below: Sequence[float]) ->
     """Two rows of bars to one scale, upwards and downwards, each pair one item."""
     width, height = 1000.0, 120.0
     middle, most, each = height / 2, max(*above, *below, 1e-9), width / len(above)
-    parts = []
+    parts = [f'<path class="grid" d="M0 {middle:g}H{width:g}"/>']
     for row, sign, style in ((above, -1, "s0"), (below, 1, "s1")):
         bars = "".join(f"V{middle + sign * middle * share / most:.1f}h{each:.3f}" for share in row)
         parts.append(f'<path class="bar {style}" d="M0 {middle:g}{bars}V{middle:g}z"/>')

@@ -82,7 +82,7 @@ def test_a_browser_shows_the_page_whole_and_prints_it(browser: Page, page_file: 
     asked: list[str] = []
     browser.on("console", lambda message: heard.append(message.text))
     browser.on("pageerror", lambda error: heard.append(str(error)))
-    browser.on("dialog", lambda dialog: heard.append(dialog.message))
+    browser.on("dialog", lambda dialog: (heard.append(dialog.message), dialog.dismiss()))
     browser.on("request", lambda request: asked.append(request.url))
 
     def look(width: int, **media: Any) -> None:
