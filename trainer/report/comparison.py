@@ -10,7 +10,6 @@ import numpy.typing as npt
 from trainer.config import Recipe
 from trainer.evaluate import Evaluation
 from trainer.evaluation.tables import Row, Table
-from trainer.plan import PLACES
 from trainer.recipe import flatten, recipe_keys
 from trainer.report.contest import Contest
 
@@ -153,7 +152,7 @@ class Setting:
 
 
 def differing_settings(recipes: Sequence[Recipe]) -> list[Setting]:
-    """The keys in which runs differ, but for where things lie."""
+    """The keys in which runs differ, but for the folder of the run."""
     return _settings([flatten(recipe.model_dump()) for recipe in recipes])
 
 
@@ -169,7 +168,7 @@ def _settings(flat: Sequence[dict[str, Any]]) -> list[Setting]:
     return [
         Setting(key, meanings.get(key, ""), [_shown(one.get(key, "–")) for one in flat])
         for key in keys
-        if key != PLACES[0] and any(one.get(key, absent) != flat[0].get(key, absent) for one in flat[1:])
+        if key != "run.dir" and any(one.get(key, absent) != flat[0].get(key, absent) for one in flat[1:])
     ]
 
 

@@ -10,7 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from shards.atomic import replacing
 from shards.manifest import Manifest
-from trainer.checkpoint import Checkpoint, find_checkpoint
+from trainer.checkpoint import Checkpoint
+from trainer.checkpoint_folder import find_checkpoint
 from trainer.evaluate import evaluate, read_split
 from trainer.metrics import Retrieval
 from trainer.recipe import dump_recipe

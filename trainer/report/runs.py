@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint import RECIPE, find_checkpoint
+from trainer.checkpoint import RECIPE
+from trainer.checkpoint_folder import find_checkpoint
 from trainer.config import Recipe
 from trainer.errors import RunError
 from trainer.logs import EVALUATIONS, METRICS, read_rows

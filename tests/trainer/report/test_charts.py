@@ -89,6 +89,6 @@ def test_names_are_text() -> None:
 def test_bars_are_as_high_as_their_shares() -> None:
     svg = mirrored_bars("use", [0.5, 0.25], [0.0, 1.0])
     Page(svg)
-    up, down = re.findall(r'd="M0 60([^"]*)"', svg)
+    up, down = re.findall(r'd="M0 60(V[^"]*)"', svg)
     assert [60 - float(value) for value in re.findall(r"V([\d.]+)h", up)] == [30, 15]
     assert [float(value) - 60 for value in re.findall(r"V([\d.]+)h", down)] == [0, 60]

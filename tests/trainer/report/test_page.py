@@ -15,7 +15,7 @@ from shards.errors import DataError
 from shards.manifest import read_manifest
 from tests.conftest import numbered_record
 from tests.trainer.report.conftest import NASTY, Page
-from trainer.checkpoint import find_checkpoint
+from trainer.checkpoint_folder import find_checkpoint
 from trainer.cli import commands
 from trainer.errors import RunError
 from trainer.evaluate import evaluate
