@@ -172,11 +172,18 @@ def evaluate(
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN ...", help="Folders of runs; the gallery is the last one's.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN ...", help="Folders of runs; several are compared, with the last one in detail."
+        ),
     ],
     data: Annotated[
-        str, typer.Option(help="Folder of shards to measure on and to take the gallery from, or its URL.")
-    ],
+        str | None,
+        typer.Option(
+            help="Folder of shards to measure on and to take the galleries from, or its URL; without it the page "
+            "holds curves, recipe and environment, also of a run in progress."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     overwrite: Overwrite = False,
     workers: Workers = 0,
@@ -184,22 +191,22 @@ def report(
         bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")
     ] = False,
 ) -> None:
-    """Write one self-contained HTML page: curves, the table of recalls, a gallery of queries."""
+    """Write one self-contained HTML page of a run, or of several compared.
+
+    Curves, results, the best and the worst queries, what the prototypes stand for, soft positives, confusions,
+    recipe and environment.
+    """
     from shards.progress import progress_bar
 
     check_file(out, overwrite)
-    from trainer.checkpoint_folder import find_checkpoint
-    from trainer.evaluate import read_split
-    from trainer.report.page import check_runs
+    from trainer.report.page import images_to_embed, write_report
 
-    check_runs(runs)
-    manifest = read_split(find_checkpoint(runs[-1]), data)
+    images = images_to_embed(runs, data)
     if dry_run:
-        typer.echo(f"would write {out} from {', '.join(map(str, runs))} on {data}")
+        on = f" on {data}: {images:,} images to embed" if data else ""
+        typer.echo(f"would write {out} from {', '.join(map(str, runs))}{on}")
         return
-    from trainer.report.page import write_report
-
-    with progress_bar("embed", manifest.num_samples * len(runs)) as advance:
+    with progress_bar("embed", images) as advance:
         write_report(runs, data, out, workers=workers, on_batch=advance)
     typer.echo(f"wrote {out}")
 

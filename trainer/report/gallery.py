@@ -1,92 +1,93 @@
-"""Queries of a split with their five nearest neighbours, as pictures and sentences."""
+"""Queries of a split with their five nearest items: the best, some at random, the worst."""
 
-import base64
-import io
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from shards.images import open_image
-from shards.manifest import Manifest
-from shards.reader import ShardReader
-from trainer.embed import Embeddings
-from trainer.metrics import retrieval_ranks
+from trainer.report.contest import Contest
 
 TOP = 5
-THUMBNAIL = 120
-"""Longer side of a picture on the page, in pixels."""
+SHOWN = 4
+"""Queries of each kind."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One retrieved item: a picture (data URI) or a sentence, and whether it is a right one."""
+    """One retrieved item."""
 
-    content: str
-    right: bool
+    item: int
     score: float
+    right: bool
 
 
 @dataclass(frozen=True)
 class Query:
-    """A query with its best hits, and the 1-based rank of its first right one."""
+    """A query with its nearest items, and its best right one where that is not among them."""
 
-    content: str
+    query: int
     rank: int
+    """From 1, of the best right item, its other right ones left aside."""
     hits: list[Hit]
+    missed: Hit | None
 
 
-def text_queries(manifest: Manifest, embeddings: Embeddings, count: int, seed: int = 0) -> list[Query]:
-    """`count` captions drawn at random, with the five nearest images."""
-    _, ranks = retrieval_ranks(embeddings.images, embeddings.texts, embeddings.caption_image)
-    pictures = Thumbnails(manifest)
-    queries = []
-    for caption in _draw(len(embeddings.texts), count, seed):
-        scores, images = (embeddings.images @ embeddings.texts[caption]).topk(min(TOP, len(embeddings.images)))
-        own = int(embeddings.caption_image[caption])
-        hits = [
-            Hit(pictures[int(image)], int(image) == own, float(score))
-            for score, image in zip(scores, images, strict=True)
-        ]
-        queries.append(Query(embeddings.captions[caption], int(ranks[caption]) + 1, hits))
-    return queries
+@dataclass(frozen=True)
+class Gallery:
+    """Queries of one direction; none stands in two lists, and none shows an image twice in one."""
+
+    best: list[Query]
+    drawn: list[Query]
+    worst: list[Query]
 
 
-def image_queries(manifest: Manifest, embeddings: Embeddings, count: int, seed: int = 0) -> list[Query]:
-    """`count` images drawn at random, with the five nearest captions."""
-    ranks, _ = retrieval_ranks(embeddings.images, embeddings.texts, embeddings.caption_image)
-    # images without a caption are no queries, so they have no rank
-    queried = torch.unique(embeddings.caption_image).tolist()
-    pictures = Thumbnails(manifest)
-    queries = []
-    for place in _draw(len(queried), count, seed):
-        image = queried[place]
-        scores, captions = (embeddings.texts @ embeddings.images[image]).topk(min(TOP, len(embeddings.texts)))
-        hits = [
-            Hit(embeddings.captions[int(caption)], int(embeddings.caption_image[caption]) == image, float(score))
-            for score, caption in zip(scores, captions, strict=True)
-        ]
-        queries.append(Query(pictures[image], int(ranks[place]) + 1, hits))
-    return queries
+def gallery(
+    queries: torch.Tensor,
+    items: torch.Tensor,
+    query_image: torch.Tensor,
+    item_image: torch.Tensor,
+    found: Contest,
+    shown: int = SHOWN,
+    seed: int = 0,
+) -> Gallery:
+    """`shown` queries of each kind.
+
+    The best are those where the right item wins by most, the worst those where it stands farthest down and, of
+    these, loses by most (ours). Arguments as in `trainer.report.contest.contest`, which gave `found`.
+    """
+    rank, margin = found.rank.cpu().numpy(), found.margin.cpu().numpy()
+    taken: set[int] = set()
+
+    def take(order: np.ndarray) -> list[Query]:
+        places: list[int] = []
+        images: set[int] = set()
+        for place in order.tolist():
+            image = int(query_image[found.query[place]])
+            if len(places) < shown and place not in taken and image not in images:
+                places.append(place)
+                images.add(image)
+        taken.update(places)
+        return [_query(place, queries, items, query_image, item_image, found) for place in places]
+
+    best = take(np.lexsort((-margin, rank)))
+    worst = take(np.lexsort((margin, -rank)))
+    return Gallery(best, take(np.random.default_rng(seed).permutation(len(rank))), worst)
 
 
-def _draw(total: int, count: int, seed: int) -> list[int]:
-    generator = np.random.default_rng(seed)
-    return sorted(generator.choice(total, min(count, total), replace=False).tolist())
-
-
-class Thumbnails:
-    """The pictures of a folder of shards by sample number, small, as data URIs."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        self.manifest, self.reader = manifest, ShardReader(manifest)
-
-    def __getitem__(self, sample: int) -> str:
-        shard = int(np.searchsorted(self.manifest.first_sample, sample, side="right")) - 1
-        encoded = self.reader.read(shard, sample - int(self.manifest.first_sample[shard])).image
-        assert encoded is not None, "a gallery is of a split that was embedded from its images"
-        image = open_image(encoded)
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        stream = io.BytesIO()
-        image.convert("RGB").save(stream, "JPEG", quality=80)
-        return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+def _query(
+    place: int,
+    queries: torch.Tensor,
+    items: torch.Tensor,
+    query_image: torch.Tensor,
+    item_image: torch.Tensor,
+    found: Contest,
+) -> Query:
+    query = int(found.query[place])
+    own = int(query_image[query])
+    scores, rows = (items @ queries[query]).topk(min(TOP, len(items)))
+    hits = [
+        Hit(row, score, int(item_image[row]) == own)
+        for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+    ]
+    truth = Hit(int(found.right[place]), float(found.right_score[place]), True)
+    return Query(query, int(found.rank[place]), hits, None if any(hit.right for hit in hits) else truth)

@@ -1,18 +1,15 @@
 """One query against an index: ranked results, in the terminal and as a page."""
 
-import base64
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from shards.atomic import replacing
-from shards.images import open_image, to_rgb
 from shards.manifest import Manifest
 from trainer.errors import RunError
 from trainer.inference import ImageTextModel
-from trainer.report.gallery import THUMBNAIL, Thumbnails
+from trainer.report.pictures import THUMBNAIL, Thumbnails, as_uri
 from trainer.search.index import Index
 
 
@@ -81,8 +78,4 @@ def write_page(query: Query, results: list[Result], manifest: Manifest, out: Pat
 
 def _small(file: Path) -> str:
     """A picture's file as a data URI."""
-    image = to_rgb(open_image(file.read_bytes()))
-    image.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return as_uri(file.read_bytes(), 2 * THUMBNAIL)
