@@ -85,8 +85,8 @@ def test_the_report_is_one_self_contained_page(
     itm("report", reference, finetuned, "--data", demo / "test", "--out", out)
     page = out.read_text()
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
-    assert page.count("<svg") == 1
-    assert page.count("data:image/jpeg;base64,") == 8 * 5 + 8  # eight sentences with five pictures, eight pictures
+    assert page.count("<svg") > 5, "curves"
+    assert page.count("data:image/jpeg;base64,") > 40, "queries with what was found"
 
 
 def test_a_finished_run_is_not_trained_again(itm: Itm, demo: Path, reference: Path) -> None:
