@@ -100,7 +100,8 @@ def evaluate(
         list[Path],
         typer.Argument(
             metavar="RUN_OR_CHECKPOINT ...",
-            help="A run's folder (its best checkpoint on val), or a checkpoint; several are one ensemble.",
+            help="A run's folder (its best checkpoint on val), a checkpoint, or what `itm export` wrote; several "
+            "are one ensemble.",
         ),
     ],
     data: Annotated[str, typer.Option(help="Folder of shards to measure on, such as DIR/test, or its URL.")],
@@ -131,13 +132,13 @@ def evaluate(
     for file in (out, out.with_suffix(".md"), out.with_suffix(".tex")) if out else ():
         check_file(file, overwrite)
     from trainer import evaluate as evaluation
-    from trainer.checkpoint_folder import find_checkpoint
     from trainer.distributed import device_of, join, leave, read_world
     from trainer.evaluation.tables import as_text
+    from trainer.subject import find_subject, read_split
 
     world = read_world()
-    found = [find_checkpoint(path) for path in checkpoints]
-    manifest = evaluation.read_split(found[0], data)
+    found = [find_subject(path) for path in checkpoints]
+    manifest = read_split(found[0].checkpoint, data)
     what = f"{', '.join(str(one.path) for one in found)} on {data}: "
     what += f"{manifest.num_samples:,} images, {manifest.num_captions:,} captions"
     if dry_run:

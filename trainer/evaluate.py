@@ -1,25 +1,22 @@
-"""Checkpoints on a split: load, embed once, measure by every protocol that applies."""
+"""Models on a split: load, embed once, measure by every protocol that applies."""
 
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from model.config import ModelConfig
 from shards.atomic import replacing
 from shards.commands.outfile import as_json
 from shards.evaluation import EvaluationDataset
 from shards.images import center_crop
-from shards.manifest import Manifest, read_manifest
-from shards.storage.cache import default_directory
-from trainer.checkpoint import WEIGHTS, Checkpoint, check_hashes
-from trainer.checkpoint_folder import best_checkpoint, find_checkpoint, look_for_checkpoints
-from trainer.checkpoint_load import load_weights
+from shards.manifest import Manifest
+from trainer.checkpoint import Checkpoint
+from trainer.checkpoint_folder import best_checkpoint, look_for_checkpoints
 from trainer.distributed import World, device_of
 from trainer.embed import Embeddings, embed_split
-from trainer.engine import build_encoders
 from trainer.errors import RunError
 from trainer.evaluation.measure import Measured, measure
 from trainer.evaluation.protocol import SplitIds
@@ -27,16 +24,16 @@ from trainer.evaluation.protocols import applicable
 from trainer.evaluation.tables import Row, Table, as_latex, as_markdown, sources, table_of
 from trainer.inputs import caption_tokenizer, image_side
 from trainer.metrics import Retrieval, chance
-from trainer.plan import cache_of
+from trainer.subject import Subject, find_subject, read_split
 
 TIES = "a wrong item that scores as high as a right one ranks before it"
 
 
 @dataclass(frozen=True)
 class Member:
-    """One checkpoint, and the split as it embeds it."""
+    """One model, and the split as it embeds it."""
 
-    checkpoint: Checkpoint
+    subject: Subject
     embeddings: Embeddings
 
 
@@ -45,7 +42,7 @@ class Evaluation:
     """The measurement, and what it was taken from."""
 
     members: tuple[Member, ...]
-    """One checkpoint, or those of an ensemble."""
+    """One model, or those of an ensemble."""
     manifest: Manifest
     protocols: tuple[Measured, ...]
     """All that apply to the split; the first is of the whole split."""
@@ -56,12 +53,14 @@ class Evaluation:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The first one."""
-        return self.members[0].checkpoint
+        """The first one; it must not be an exported model."""
+        checkpoint = self.members[0].subject.checkpoint
+        assert checkpoint is not None
+        return checkpoint
 
     @property
     def embeddings(self) -> Embeddings:
-        """Those of the first checkpoint."""
+        """Those of the first model."""
         return self.members[0].embeddings
 
     @property
@@ -76,13 +75,11 @@ class Evaluation:
         return "this model" if len(self.members) == 1 else f"ensemble of {len(self.members)}"
 
     def as_dict(self) -> dict[str, Any]:
-        first = self.members[0].checkpoint
         return {
             **self.result.as_dict(),
             "chance": self.chance.as_dict(),
-            "checkpoint": str(first.path),
-            "step": first.step,
-            "members": [{"checkpoint": str(m.checkpoint.path), "step": m.checkpoint.step} for m in self.members],
+            **self.members[0].subject.as_dict(),
+            "members": [member.subject.as_dict() for member in self.members],
             "dataset": self.manifest.dataset,
             "split": self.manifest.split,
             "fingerprint": self.manifest.fingerprint,
@@ -115,21 +112,8 @@ class Evaluation:
         return sources(self.tables(), [one.key for one in self.protocols])
 
 
-def read_split(checkpoint: Checkpoint, data: str | Path) -> Manifest:
-    """The manifest of a folder of shards, given by its path or URL.
-
-    What lies behind a URL is kept as the checkpoint's recipe says, but in $ITM_CACHE where that is set: the recipe
-    names a folder of the machine that trained. Raises `DataError` when it cannot be read.
-    """
-    cache = cache_of(checkpoint.recipe.data)
-    if os.environ.get("ITM_CACHE"):
-        cache = replace(cache, directory=default_directory())
-    return read_manifest(data, cache)
-
-
-def evaluation_set(checkpoint: Checkpoint, manifest: Manifest) -> EvaluationDataset:
-    """The split as this checkpoint's model takes it."""
-    model = checkpoint.recipe.model
+def evaluation_set(model: ModelConfig, manifest: Manifest) -> EvaluationDataset:
+    """The split as a model takes it."""
     return EvaluationDataset(manifest, center_crop(image_side(model)), caption_tokenizer(model))
 
 
@@ -157,21 +141,17 @@ def evaluate(
     on_batch: Callable[[int], None] = lambda _images: None,
     world: World | None = None,
 ) -> Evaluation:
-    """Evaluate a checkpoint, or a run's best one on val, on a folder of shards; several are an ensemble.
+    """Evaluate a checkpoint, a run's best one on val, or an exported model, on shards; several are an ensemble.
 
     The similarities of an ensemble are averaged. `workers` processes load the images, this one where it is 0. Every
     process of a started `world` calls it, embeds its share, and returns the whole. Raises `RunError` or `DataError`
     when something cannot be read.
     """
     paths = [path] if isinstance(path, Path) else list(path)
-    checkpoints = [find_checkpoint(one) for one in paths]
-    for one in checkpoints:
-        check_hashes(one, [WEIGHTS])
-    manifest = read_split(checkpoints[0], data)
+    subjects = [find_subject(one) for one in paths]
+    manifest = read_split(subjects[0].checkpoint, data)
     world = world or World()
-    members = [
-        Member(one, _embed(one, read_split(one, data), world, batch_size, workers, on_batch)) for one in checkpoints
-    ]
+    members = [Member(one, _embed(one, data, world, batch_size, workers, on_batch)) for one in subjects]
     first = members[0].embeddings
     owner = first.caption_image.cpu().numpy()
     ids = SplitIds(
@@ -181,35 +161,33 @@ def evaluate(
     measured = measure(
         [one.embeddings.images for one in members], [one.embeddings.texts for one in members], what, world
     )
+    checkpoints = [one.checkpoint for one in subjects if one.checkpoint]
     notes = [*what.notes, *(note for one in checkpoints if (note := selection_note(one, manifest)))]
     expected = chance(owner, len(first.images))
     return Evaluation(tuple(members), manifest, tuple(measured), what.left_out, tuple(notes), expected)
 
 
 def _embed(
-    checkpoint: Checkpoint,
-    manifest: Manifest,
+    subject: Subject,
+    data: str | Path,
     world: World,
     batch_size: int,
     workers: int,
     on_batch: Callable[[int], None],
 ) -> Embeddings:
-    device = device_of(world)
-    encoders = build_encoders(checkpoint.recipe.model, seed=0, pretrained=False)
-    if unmatched := load_weights(encoders, checkpoint, prefix="encoders."):
-        raise RunError(f"{checkpoint.path}: a checkpoint of another model: {unmatched[0]} ({len(unmatched)} such)")
+    device, trained = device_of(world), subject.trained()
     embeddings = embed_split(
-        encoders.to(device),
-        evaluation_set(checkpoint, manifest),
+        trained.encoders.to(device),
+        evaluation_set(trained.config, read_split(subject.checkpoint, data)),
         world,
         device,
         batch_size=batch_size,
-        precision=checkpoint.recipe.engine.precision,
+        precision=trained.precision,
         workers=workers,
         on_batch=on_batch,
     )
     if not torch.isfinite(embeddings.images).all() or not torch.isfinite(embeddings.texts).all():
-        raise RunError(f"{checkpoint.path}: its embeddings are not finite numbers; take an older checkpoint")
+        raise RunError(f"{subject.path}: its embeddings are not finite numbers; take an older checkpoint")
     return embeddings
 
 

@@ -99,7 +99,7 @@ def test_results_are_printed_and_written_in_three_forms(tmp_path: Path, demo: Pa
 def test_an_ensemble_averages_similarities(tmp_path: Path, demo: Path, make_run: MakeRun) -> None:
     runs = [make_run(tmp_path / name, seed) for seed, name in enumerate(("a", "b"))]
     one, other, both = (evaluate(which, demo / "test") for which in (runs[0], runs[1], runs))
-    assert [member.checkpoint.path.parents[1] for member in both.members] == runs
+    assert [member.subject.path.parents[1] for member in both.members] == runs
     images, texts = (
         torch.cat([getattr(each.embeddings, side) for each in (one, other)], dim=1) for side in ("images", "texts")
     )

@@ -19,6 +19,7 @@ from tests.model.hub import save_bert
 from trainer import load_model
 from trainer.cli import commands
 from trainer.errors import RunError
+from trainer.evaluate import evaluate
 from trainer.export.write import export_model
 
 MakeRun = Callable[..., Path]
@@ -82,6 +83,19 @@ def test_ours_is_the_same_model_wherever_it_lies(tmp_path: Path, make_run: MakeR
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         tmp_path / "moved" / "model.safetensors"
     ).read_bytes()
+
+
+def test_an_exported_model_gives_the_table_of_its_run(tmp_path: Path, make_run: MakeRun, demo: Path) -> None:
+    run, exported = (
+        make_run(tmp_path / "run", model=model_of(tmp_path, "amsps with concepts")),
+        tmp_path / "exported",
+    )
+    export_model(run, exported)
+    expected, found = evaluate(run, demo / "test"), evaluate(exported, demo / "test")
+    assert found.protocols == expected.protocols
+    assert found.as_dict()["model"] == str(exported)
+    both = evaluate([run, exported], demo / "test").as_dict()
+    assert [sorted(one) for one in both["members"]] == [["checkpoint", "step"], ["model"]]
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "aahr", "larger pictures"])

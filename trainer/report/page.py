@@ -12,7 +12,7 @@ from shards.atomic import replacing
 from shards.manifest import Manifest
 from trainer.checkpoint import Checkpoint
 from trainer.checkpoint_folder import find_checkpoint
-from trainer.evaluate import evaluate, read_split
+from trainer.evaluate import evaluate
 from trainer.metrics import Retrieval
 from trainer.recipe import dump_recipe
 from trainer.report.charts import COLOURS, mirrored_bars
@@ -33,6 +33,7 @@ from trainer.report.pictures import Pictures
 from trainer.report.prototypes import Prototypes, describe, has_prototypes
 from trainer.report.runs import Run, read_runs
 from trainer.report.soft_positives import SoftPositives, is_embedded_again, mines, soft_positives
+from trainer.subject import read_split
 
 CARDS = 12
 """Prototypes shown with pictures; the others stand in a table."""

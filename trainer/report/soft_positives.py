@@ -92,7 +92,7 @@ def soft_positives(
     device = device_of(World())
     keys = embed_split(
         trained_of(checkpoint, momentum=True).encoders.to(device),
-        evaluation_set(checkpoint, manifest),
+        evaluation_set(checkpoint.recipe.model, manifest),
         World(),
         device,
         batch_size=batch_size,
