@@ -12,7 +12,7 @@ from slurm import queue, render
 from slurm.resources import Resources
 from trainer.config import Recipe
 from trainer.errors import RunError
-from trainer.recipe import dump_recipe
+from trainer.recipe import dump_recipe, run_folder
 
 FOLDER = "slurm"
 JOBS = "jobs.jsonl"
@@ -47,9 +47,8 @@ def training_jobs(
     recipe: Recipe, resources: Resources, *, name: str | None = None, repeat: int = 1, lead: int = render.LEAD
 ) -> list[Job]:
     """The jobs of one run: one that requeues itself, or several, each of which goes on where the last one ended."""
-    if not recipe.run.dir:
-        raise RunError("run.dir: not given; add run.dir=FOLDER, where the run is written and resumed")
-    folder, name = Path(recipe.run.dir).absolute() / FOLDER, name or Path(recipe.run.dir).name
+    run = run_folder(recipe)
+    folder, name = run.absolute() / FOLDER, name or run.name
     # the snapshot is resolved; run.dir is said once more for the script to see
     arguments = [str(folder / "recipe.yaml"), f"run.dir={recipe.run.dir}"]
     jobs: list[Job] = []
