@@ -90,6 +90,7 @@ def submit(jobs: Sequence[Job]) -> list[tuple[Job, str]]:
     """
     for job in jobs:
         queue.check_nodes(job.resources)
+    _check_idle(jobs)
     for job in jobs:
         write(job)
     sent: dict[str, str] = {}
@@ -104,6 +105,24 @@ def submit(jobs: Sequence[Job]) -> list[tuple[Job, str]]:
             queue.run(["scancel", identity])
         raise
     return [(job, sent[job.name]) for job in jobs]
+
+
+def _check_idle(jobs: Sequence[Job]) -> None:
+    """Raise `RunError` for a run that a job is at already: the younger of two would take it from the older."""
+    mine = queue.mine()
+    for run in dict.fromkeys(job.folder for job in jobs if job.recipe):
+        for sent in sent_jobs(run):
+            if sent["id"] in mine:
+                raise RunError(
+                    f"{run.parent}: job {sent['id']} is in the queue for it; wait for it, or scancel {sent['id']}"
+                )
+
+
+def sent_jobs(folder: Path) -> list[dict[str, str]]:
+    """`id`, `name` and `script` of all that was sent from a folder; a line that a kill cut short is left out."""
+    path = folder / JOBS
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def write(job: Job) -> None:

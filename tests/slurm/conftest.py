@@ -46,6 +46,15 @@ class Lab:
         """`itm`, with Slurm's commands at hand."""
         return _run([sys.executable, "-m", "trainer.cli", *map(str, arguments)], self.environment)
 
+    def refused(self, *arguments: object) -> str:
+        """The line with which `itm` refuses."""
+        command = [sys.executable, "-m", "trainer.cli", *map(str, arguments)]
+        done = subprocess.run(
+            command, env=self.environment, cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1, done.stdout
+        return done.stderr
+
     def job(self, identity: str) -> dict[str, str]:
         text = self.slurm("scontrol", "show", "job", "-o", identity)
         return dict(re.findall(r"(\w[\w/:]*)=(\S*)", text.splitlines()[0]))
@@ -69,7 +78,8 @@ def _run(command: list[str], environment: dict[str, str]) -> str:
 def _reason_against() -> str | None:
     if os.geteuid() != 0:
         return "a Slurm of one's own needs root"
-    if shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin") is None and shutil.which("apt-get") is None:
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    if shutil.which("slurmctld", path=path) is None and shutil.which("apt-get") is None:
         return "Slurm is not installed, and there is no apt-get to install it"
     return None
 
@@ -96,7 +106,7 @@ def _start(root: Path, settings: dict[str, str]) -> Lab | str:
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """Started for the first test that needs it; gone after the last one, or when this process is, however it ends."""
+    """Started for the first test that needs it; gone after the last one, or with this process, however it ends."""
     if reason := _reason_against():
         pytest.skip(f"no real Slurm: {reason}")
     root = Path(f"/tmp/itm-slurm-{os.getpid()}")  # short: Unix sockets lie in it

@@ -121,3 +121,16 @@ def test_what_the_tasks_find_in_their_environment(lab: Lab, folder: Path) -> Non
         job = send(lab, run, "environment", "--cpus-per-task=2", *options, **variables, OMP_NUM_THREADS="")
         assert lab.wait(job)["JobState"] == "COMPLETED", (run / "log").read_text()
         assert sorted((run / "environment").read_text().splitlines()) == sorted(expected)
+
+
+def test_submit_refuses_what_would_wait_for_ever_and_a_second_job_for_a_run(lab: Lab, folder: Path) -> None:
+    run = folder / "run"
+    command = ("submit", "tests/end_to_end/tiny.yaml", f"run.dir={run}", "--gpus-per-node", 0)
+    assert "--nodes 5: partition main has 3; give fewer" in lab.refused(*command, "--nodes", 5)
+    assert "unwanted: there is no such partition" in lab.refused(*command, "--partition", "unwanted")
+    assert not run.exists()
+    job = lab.itm(*command, "--sbatch", "hold").split()[0]
+    assert f"job         {job} run: PENDING (JobHeldUser)" in lab.itm("status", run)
+    assert f"job {job} is in the queue for it; wait for it, or scancel {job}" in lab.refused(*command)
+    lab.slurm("scancel", job)
+    assert lab.itm(*command, "--sbatch", "hold", "--sbatch", "comment=again")
