@@ -40,6 +40,8 @@ def submit(
 ) -> None:
     """Write a batch script beside the run, with its recipe and the code's version, and send it to Slurm.
 
+    The variable ITM names the `itm` command where jobs find it elsewhere, ITM_CONTAINER an image to run in.
+
     With --chain, several: convert as an array, merge, pretrain, fine-tune, evaluate, report (docs/slurm.md).
     """
     from pydantic import ValidationError

@@ -1,6 +1,7 @@
 """`itm submit`: from a recipe, or a chain of jobs, to batch scripts beside the run and jobs in the queue."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -39,8 +40,8 @@ class Job:
 
 
 def itm_command() -> list[str]:
-    """This program, as a job is to call it: the nodes must see the same disk."""
-    return [sys.executable, "-m", "trainer.cli"]
+    """This program, as a job is to call it from a disk that the nodes see; or what the variable ITM names."""
+    return [os.environ["ITM"]] if "ITM" in os.environ else [sys.executable, "-m", "trainer.cli"]
 
 
 def training_jobs(

@@ -1,5 +1,6 @@
 """What `itm submit` writes and refuses, without a Slurm."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,13 @@ def test_repeated_jobs_follow_each_other_however_they_end() -> None:
         ("a b-3", ["a b-2"], True),
     ]
     assert "'run.dir=runs/a b'" in jobs[0].script
+
+
+def test_jobs_call_this_program_or_the_one_that_itm_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe.model_validate({"run": {"dir": "runs/a"}})
+    assert f"itm=({sys.executable} -m trainer.cli)\n" in training_jobs(recipe, Resources())[0].script
+    monkeypatch.setenv("ITM", "/opt/itm/bin/itm")
+    assert "itm=(/opt/itm/bin/itm)\n" in training_jobs(recipe, Resources())[0].script
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
