@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from slurm import queue
-from slurm.submit import FOLDER, sent_jobs
+from slurm.submit import FOLDER, OUTCOME, sent_jobs
 from trainer.errors import RunError
 
-METRICS, OUTCOME, LEASE = "metrics.jsonl", "outcome", "lease.json"
+METRICS, LEASE = "metrics.jsonl", "lease.json"
 
 
 def status(run: Path) -> list[str]:

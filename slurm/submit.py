@@ -15,7 +15,7 @@ from trainer.config import Recipe
 from trainer.errors import RunError
 from trainer.recipe import dump_recipe, run_folder
 
-FOLDER = "slurm"
+FOLDER, OUTCOME = "slurm", "outcome"
 JOBS = "jobs.jsonl"
 
 
