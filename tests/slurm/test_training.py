@@ -17,7 +17,8 @@ from tests.slurm.conftest import Lab
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(1200)]
 
-ITM = str(Path(sys.executable).with_name("itm"))
+BIN = Path(sys.executable).parent
+ITM = str(BIN / "itm")
 BATCH, EPOCHS, STEPS = 24, 4, 40
 CPU = ("--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", "--time=600")
 
@@ -40,12 +41,15 @@ def data(lab: Lab) -> Path:
 
 @pytest.fixture(scope="module")
 def paced(lab: Lab) -> str:
-    """An `itm` that waits where the variable PAUSES says."""
-    path = lab.root / "files" / "itm"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f'#!/bin/sh\nPYTHONPATH={REPOSITORY} exec {sys.executable} -m tests.slurm.paced "$@"\n')
-    path.chmod(0o755)
-    return str(path)
+    """An `itm` that waits where the variable PAUSES says; beside it lies a `torchrun` that starts the same."""
+    folder = lab.root / "files" / "bin"
+    folder.mkdir(parents=True)
+    instead = 'for one; do shift; [ "$one" != trainer.cli ] || one=tests.slurm.paced; set -- "$@" "$one"; done'
+    for name, program in (("itm", f"{sys.executable} -m tests.slurm.paced"), ("torchrun", f"{BIN / 'torchrun'}")):
+        path = folder / name
+        path.write_text(f'#!/bin/sh\n{instead}\nPYTHONPATH={REPOSITORY} exec {program} "$@"\n')
+        path.chmod(0o755)
+    return str(folder / "itm")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +84,7 @@ def wait_until(condition: Callable[[], bool], said: str, seconds: float = 300) -
 def start(
     lab: Lab, recipe: Path, run: Path, *options: str, settings: tuple[str, ...] = (), **variables: str
 ) -> str:
-    run.mkdir(exist_ok=True)
+    run.mkdir(parents=True, exist_ok=True)
     arguments = ("slurm/pretrain.sbatch", recipe, f"run.dir={run}", *settings)
     variables = {"ITM": ITM, "OMP_NUM_THREADS": "1"} | variables
     return lab.sbatch(*CPU, f"--output={run.parent / 'log'}", *options, *arguments, **variables)
@@ -105,8 +109,8 @@ def errors(log: str) -> list[str]:
 def test_a_run_that_is_requeued_and_loses_a_node_ends_as_an_undisturbed_one(
     lab: Lab, folder: Path, recipe: Path, paced: str
 ) -> None:
-    alone, run = folder / "alone", folder / "run"
-    itm("train", recipe, f"run.dir={alone}")
+    alone, run = folder / "alone" / "run", folder / "run"
+    completed(lab, start(lab, recipe, alone, "--nodes=1"), alone)
     job = start(lab, recipe, run, "--nodes=3", ITM=paced, PAUSES="7 12 17")
 
     def until_step(step: int) -> None:
@@ -128,7 +132,7 @@ def test_a_run_that_is_requeued_and_loses_a_node_ends_as_an_undisturbed_one(
     nodes = lab.slurm("scontrol", "show", "hostnames", lab.job(job)["NodeList"]).split()
     assert len(nodes) == 3
     lab.do("node-off", nodes[-1], "now")
-    lab.wait(job, "PENDING", seconds=60)
+    lab.wait(job, "PENDING")
     lab.slurm("scontrol", "update", f"JobId={job}", "NumTasks=2", "NumCPUs=2", "NumNodes=2-2")
     (run / "go-17").touch()
     ended = completed(lab, job, run)
@@ -220,11 +224,14 @@ def test_a_full_disk_stops_the_job_and_loses_nothing(lab: Lab, folder: Path, rec
     assert "step-00000010" in steps()
 
 
-def test_one_torchrun_a_node_does_the_same(lab: Lab, folder: Path, recipe: Path) -> None:
+def test_one_torchrun_a_node_does_the_same(lab: Lab, folder: Path, recipe: Path, paced: str) -> None:
     run = folder / "run"
-    job = start(lab, recipe, run, "--nodes=2", ITM_TORCHRUN="1", PYTHONPATH=str(REPOSITORY))
+    job = start(lab, recipe, run, "--nodes=2", ITM=paced, ITM_TORCHRUN="1", PAUSES="6")
     wait_until(lambda: len(rows(run)) >= 5, "no step under torchrun")
     lab.slurm("scancel", "--batch", "--signal=USR1", job)
+    wait_until(lambda: "restart 1" in log_of(run), "not requeued after saving")
+    assert "the run saved" in log_of(run)
+    (run / "go-6").touch()
     ended = completed(lab, job, run)
     assert ended["Restarts"] == "1", log_of(run)
     assert [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))
@@ -256,31 +263,26 @@ def test_a_chain_leads_from_raw_images_to_a_report(lab: Lab, folder: Path, recip
         pictures(folder / "raw" / split, count)
     small = {"gpus_per_node": 0, "cpus_per_task": 1, "time": "600"}
     settings = [
-        f"run.dir={run}",
         f"data.train={out / 'train'}",
         f"data.val={out / 'val'}",
         "model.framework=aahr",
         "model.consensus.concepts=null",
-        "schedule.epochs=2",
+        "schedule.epochs=1",
     ]
     convert = ["folder", "--root", str(folder / "raw"), "--splits", "train,val,test", "--samples-per-shard", "10"]
-    on_two = {**small, "nodes": 2}
+    train = {"stage": "train", "recipe": str(recipe)}
+    tuned = [*settings, f"run.dir={run}", f"run.init_from={folder / 'first'}"]
     chain = [
         {"stage": "convert", "arguments": convert, "out": str(out), "parts": 4, "resources": small},
-        {
-            "stage": "train",
-            "name": "run",
-            "recipe": str(recipe),
-            "settings": settings,
-            "resources": on_two,
-        },
+        train | {"name": "first", "settings": [*settings, f"run.dir={folder / 'first'}"], "resources": small},
+        train | {"name": "tuned", "settings": tuned, "resources": {**small, "nodes": 2}},
         {"stage": "evaluate", "run": str(run), "data": str(out / "test"), "out": str(folder / "test.json")},
         {"stage": "report", "runs": [str(run)], "data": str(out / "test"), "out": str(folder / "report.html")},
     ]
     (folder / "chain.yaml").write_text(yaml.safe_dump(chain))
     said = lab.itm("submit", "--chain", folder / "chain.yaml", "--folder", folder / "jobs")
     jobs = re.findall(r"^(\d+)  ", said, re.MULTILINE)
-    assert len(jobs) == 5
+    assert len(jobs) == 6
     last = lab.wait(jobs[-1], seconds=400)
     logs = "".join(path.read_text() for path in (folder / "jobs").glob("*.log"))
     assert last["JobState"] == "COMPLETED", logs
@@ -289,10 +291,12 @@ def test_a_chain_leads_from_raw_images_to_a_report(lab: Lab, folder: Path, recip
     assert (run / "slurm/recipe.yaml").is_file()
     assert (run / "slurm/code.txt").read_text()
     status = lab.itm("status", run)
-    assert re.search(rf"^job +{jobs[2]} run: COMPLETED, on node\[1-2\], exit code 0:0$", status, re.MULTILINE), (
+    assert re.search(rf"^job +{jobs[3]} tuned: COMPLETED, on node\[1-2\], exit code 0:0$", status, re.MULTILINE), (
         status
     )
     assert "checkpoint  step-" in status
+    said = lab.itm("submit", "--chain", folder / "chain.yaml", "--folder", folder / "jobs")
+    assert said.count("is done already: left out") == len(said.splitlines()) == len(chain)
 
 
 def pictures(folder: Path, count: int) -> Path:
