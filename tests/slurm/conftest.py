@@ -17,6 +17,13 @@ from tests.conftest import ENVIRONMENT, REPOSITORY
 LAB = Path(__file__).parent / "lab.sh"
 CLOCK = 10
 """How much faster than the true time the controller's clock runs."""
+PATIENT = """
+SlurmdTimeout=600
+BatchStartTimeout=600
+MessageTimeout=100
+TCPTimeout=100
+"""
+"""In seconds of that clock: a busy machine is not to pass for a node that is lost; tests that lose one say so."""
 START_SECONDS = 300
 """For the lab to start in, with the installation of its packages."""
 
@@ -110,8 +117,9 @@ def lab() -> Iterator[Lab]:
     if reason := _reason_against():
         pytest.skip(f"no real Slurm: {reason}")
     root = Path(f"/tmp/itm-slurm-{os.getpid()}")  # short: Unix sockets lie in it
-    settings = ENVIRONMENT | {"SLURM_LAB_CLOCK": str(CLOCK)}
-    script = 'cat; "$0" down "$1"; rm -rf "$1"'
+    extra = root.with_suffix(".conf")
+    settings = ENVIRONMENT | {"SLURM_LAB_CLOCK": str(CLOCK), "SLURM_LAB_EXTRA_CONF": str(extra)}
+    script = 'cat; "$0" down "$1"; rm -rf "$1" "$1.conf"'
     with subprocess.Popen(
         ["sh", "-c", script, LAB, root],
         env=settings,
@@ -121,6 +129,7 @@ def lab() -> Iterator[Lab]:
         start_new_session=True,
     ) as caretaker:
         try:
+            extra.write_text(PATIENT)
             lab = _start(root, settings)
             if isinstance(lab, str):
                 pytest.skip(f"no real Slurm: {lab}")

@@ -74,7 +74,7 @@ def rows(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def wait_until(condition: Callable[[], bool], said: str, seconds: float = 300) -> None:
+def wait_until(condition: Callable[[], bool], said: str, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, said
@@ -283,7 +283,7 @@ def test_a_chain_leads_from_raw_images_to_a_report(lab: Lab, folder: Path, recip
     said = lab.itm("submit", "--chain", folder / "chain.yaml", "--folder", folder / "jobs")
     jobs = re.findall(r"^(\d+)  ", said, re.MULTILINE)
     assert len(jobs) == 6
-    last = lab.wait(jobs[-1], seconds=400)
+    last = lab.wait(jobs[-1], seconds=900)
     logs = "".join(path.read_text() for path in (folder / "jobs").glob("*.log"))
     assert last["JobState"] == "COMPLETED", logs
     assert json.loads((folder / "test.json").read_text())["rsum"] > 0
