@@ -11,6 +11,7 @@ case $behaviour in
   # asked before it can listen, it is ended by the signal, or does not hear it
   young) [ "$restart" -ge 1 ] || exec sleep 600 ;;
   deaf) [ "$restart" -ge 1 ] || { trap "" USR1; until [ -e "$run/listen" ]; do sleep 0.1; done; for_ever; } ;;
+  misses) [ "$restart" -ge 1 ] || { until [ -e "$run/gone" ]; do sleep 0.1; done; ends lost 1 another process is gone; exit 1; } ;;
   fails) [ "$SLURM_PROCID" != 1 ] || { ends failed 3 rank 1 is unwell; exit 3; }; for_ever ;;
   environment) echo "$OMP_NUM_THREADS ${FOO:-none} ${CUDA_VISIBLE_DEVICES:-none}" >> "$run/environment" ;;
 esac

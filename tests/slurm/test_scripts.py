@@ -101,6 +101,22 @@ def test_a_job_whose_node_dies_runs_elsewhere(lab: Lab, folder: Path) -> None:
     lab.do("node-on", nodes[-1])
 
 
+def test_a_job_that_misses_a_node_before_slurm_does_runs_again(lab: Lab, folder: Path) -> None:
+    job = send(lab, folder, "misses")
+    wait_for(folder, 4)
+    nodes = lab.slurm("scontrol", "show", "hostnames", lab.job(job)["NodeList"]).split()
+    lab.do("node-off", nodes[-1])
+    (folder / "gone").touch()
+    deadline = time.monotonic() + 300
+    while "a node does not answer" not in (folder / "log").read_text():
+        assert time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(0.1)
+    ended = lab.wait(job)
+    assert ended["JobState"] == "COMPLETED", (folder / "log").read_text()
+    assert int(ended["Restarts"]) >= 1
+    lab.do("node-on", nodes[-1])
+
+
 def test_one_task_that_fails_ends_all_and_its_code_is_kept(lab: Lab, folder: Path) -> None:
     job = send(lab, folder, "fails")
     ended = lab.wait(job, seconds=60)
