@@ -20,8 +20,6 @@ CLOCK = 10
 PATIENT = """
 SlurmdTimeout=600
 BatchStartTimeout=600
-MessageTimeout=100
-TCPTimeout=100
 """
 """In seconds of that clock: a busy machine is not to pass for a node that is lost; tests that lose one say so."""
 START_SECONDS = 300
