@@ -26,9 +26,10 @@ demo: install
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slurm'
 
-# On a Slurm of three nodes that is started for it (root, Debian's packages) and removed again; says so where it cannot.
+# On a Slurm of three nodes that is started for it (root, Debian's packages) and removed again, however this ends.
+# Where it cannot be started the tests are skipped, and the last lines say why.
 slurm-test: install
-	$(BIN)/python -m pytest -m slurm
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 lint: install
 	$(BIN)/ruff check .

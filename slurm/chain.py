@@ -1,6 +1,6 @@
 """A chain of jobs in one YAML file, from raw images to a report; each waits until the one before it ended well."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from slurm.render import LEAD
 from slurm.resources import Resources
-from slurm.submit import Job, task_job, training_jobs
+from slurm.submit import OUTCOME, Job, task_job, training_jobs
 from trainer.errors import RunError
 from trainer.recipe import load_recipe
 
@@ -30,6 +30,9 @@ class Convert(_Stage):
     out: str = Field(description="folder of the shards")
     parts: int = Field(1, ge=1, description="tasks of the array")
 
+    def is_done(self) -> bool:
+        return any(Path(self.out).glob("*/manifest.json"))
+
 
 class Train(_Stage):
     """`itm train`: pretraining or fine-tuning."""
@@ -40,31 +43,43 @@ class Train(_Stage):
     settings: list[str] = Field([], description="key=value, run.dir among them")
     resources: Resources = Resources()
 
+    def is_done(self) -> bool:
+        run = load_recipe(Path(self.recipe), self.settings).run.dir
+        outcome = Path(run) / OUTCOME
+        return bool(run) and outcome.is_file() and outcome.read_text().startswith("finished")
 
-class Evaluate(_Stage):
+
+class _Measured(_Stage):
+    data: str = Field(description="folder of shards to measure on")
+    out: str = Field(description="the file to write")
+
+    def is_done(self) -> bool:
+        return Path(self.out).exists()
+
+
+class Evaluate(_Measured):
     """`itm eval`."""
 
     stage: Literal["evaluate"]
     run: str
-    data: str = Field(description="folder of shards to measure on")
-    out: str = Field(description="JSON file")
 
 
-class Report(_Stage):
+class Report(_Measured):
     """`itm report`."""
 
     stage: Literal["report"]
     runs: list[str]
-    data: str
-    out: str = Field(description="HTML file")
 
 
 Stage = Annotated[Convert | Train | Evaluate | Report, Field(discriminator="stage")]
 
 
-def read_chain(path: Path, folder: Path, lead: int = LEAD) -> list[Job]:
+def read_chain(
+    path: Path, folder: Path, lead: int = LEAD, say: Callable[[str], None] = lambda _line: None
+) -> list[Job]:
     """The jobs of a chain file, each after the one before; scripts of other jobs than training lie in `folder`.
 
+    Stages at its beginning whose results are there already are left out; `say` is told of each.
     Raises `RunError`, naming what is wrong.
     """
     try:
@@ -79,13 +94,18 @@ def read_chain(path: Path, folder: Path, lead: int = LEAD) -> list[Job]:
         where = ".".join(str(part) for part in first["loc"])
         raise RunError(f"{path}: {where}: {first['msg']}") from None
     jobs: list[Job] = []
+    all_done = True
     for number, stage in enumerate(stages, 1):
+        all_done = all_done and stage.is_done()
+        if all_done:
+            say(f"stage {number}, {stage.stage}, is done already: left out")
+            continue
         for job in _jobs(stage, folder, f"{number}-{stage.stage}", lead):
             job.after = job.after or jobs[-1:]
             jobs.append(job)
     names = [job.name for job in jobs]
-    if not jobs or len(set(names)) < len(names):
-        raise RunError(f"{path}: {'two training stages have one name' if jobs else 'no stage in it'}")
+    if not stages or len(set(names)) < len(names):
+        raise RunError(f"{path}: {'two training stages have one name' if stages else 'no stage in it'}")
     return jobs
 
 

@@ -40,6 +40,8 @@ def submit(
 ) -> None:
     """Write a batch script beside the run, with its recipe and the code's version, and send it to Slurm.
 
+    The variable ITM names the `itm` command where jobs find it elsewhere, ITM_CONTAINER an image to run in.
+
     With --chain, several: convert as an array, merge, pretrain, fine-tune, evaluate, report (docs/slurm.md).
     """
     from pydantic import ValidationError
@@ -55,7 +57,7 @@ def submit(
         raise RunError("give either a RECIPE or --chain FILE")
     jobs: list[Job]
     if chain is not None:
-        jobs = read_chain(chain, (folder or Path("runs") / f"chain-{chain.stem}").absolute(), lead)
+        jobs = read_chain(chain, (folder or Path("runs") / f"chain-{chain.stem}").absolute(), lead, typer.echo)
     else:
         assert recipe is not None
         try:
@@ -77,6 +79,8 @@ def submit(
         for job in jobs:
             waits = f", after {', '.join(before.name for before in job.after)}" if job.after else ""
             typer.echo(f"# {job.path}{waits}\n{job.script}")
+        return
+    if not jobs:
         return
     for job, identity in send(jobs):
         typer.echo(f"{identity}  {job.path}")

@@ -46,6 +46,11 @@ def check_nodes(resources: Resources) -> None:
         raise RunError(f"--nodes {resources.nodes}: partition {name.rstrip('*')} has {most}; give fewer")
 
 
+def mine() -> set[str]:
+    """Ids of this user's jobs that wait or run."""
+    return set(run(["squeue", "--me", "--noheader", "--format=%A"]).split())
+
+
 def describe(job: str) -> dict[str, str]:
     """What Slurm knows of a job, by its own names; empty when it knows it no more."""
     try:

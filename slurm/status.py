@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from slurm import queue
-from slurm.submit import FOLDER, JOBS
+from slurm.submit import FOLDER, OUTCOME, sent_jobs
 from trainer.errors import RunError
 
-METRICS, OUTCOME = "metrics.jsonl", "outcome"
+METRICS, LEASE = "metrics.jsonl", "lease.json"
 
 
 def status(run: Path) -> list[str]:
@@ -28,16 +28,22 @@ def status(run: Path) -> list[str]:
         )
     checkpoints = sorted(path.parent for path in run.glob("checkpoints/step-*/state.json"))
     lines.append(f"checkpoint  {checkpoints[-1].name if checkpoints else 'none yet'}")
-    jobs = _rows(run / FOLDER / JOBS)
-    for job in jobs:
-        lines.append(f"job         {job['id']} {job['name']}: {_job(job['id'])}")
+    jobs = {job["id"]: job["name"] for job in sent_jobs(run / FOLDER)}
+    by_hand = _owner(run / LEASE)
+    if by_hand and by_hand not in jobs:
+        jobs[by_hand] = "by hand"
+    for identity, name in jobs.items():
+        lines.append(f"job         {identity} {name}: {_job(identity)}")
     if not (outcome.is_file() or rows or checkpoints or jobs):
         raise RunError(f"{run}: neither a run nor one that was submitted")
     return lines
 
 
 def _job(identity: str) -> str:
-    found = queue.describe(identity)
+    try:
+        found = queue.describe(identity)
+    except RunError as error:  # the rest can be told without Slurm
+        return str(error)
     if not found:
         return "no longer known to Slurm"
     state, reason = found["JobState"], found.get("Reason", "None")
@@ -50,6 +56,12 @@ def _job(identity: str) -> str:
         + (f", on {nodes}" if nodes != "(null)" else "")
         + (f", exit code {found['ExitCode']}" if state in ("FAILED", "COMPLETED", "NODE_FAIL", "TIMEOUT") else "")
     )
+
+
+def _owner(lease: Path) -> str | None:
+    """The job that last trained the run."""
+    job: str | None = json.loads(lease.read_text())["job"] if lease.is_file() else None
+    return job
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """`itm submit`: from a recipe, or a chain of jobs, to batch scripts beside the run and jobs in the queue."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,9 @@ from slurm import queue, render
 from slurm.resources import Resources
 from trainer.config import Recipe
 from trainer.errors import RunError
-from trainer.recipe import dump_recipe
+from trainer.recipe import dump_recipe, run_folder
 
-FOLDER = "slurm"
+FOLDER, OUTCOME = "slurm", "outcome"
 JOBS = "jobs.jsonl"
 
 
@@ -39,17 +40,16 @@ class Job:
 
 
 def itm_command() -> list[str]:
-    """This program, as a job is to call it: the nodes must see the same disk."""
-    return [sys.executable, "-m", "trainer.cli"]
+    """This program, as a job is to call it from a disk that the nodes see; or what the variable ITM names."""
+    return [os.environ["ITM"]] if "ITM" in os.environ else [sys.executable, "-m", "trainer.cli"]
 
 
 def training_jobs(
     recipe: Recipe, resources: Resources, *, name: str | None = None, repeat: int = 1, lead: int = render.LEAD
 ) -> list[Job]:
     """The jobs of one run: one that requeues itself, or several, each of which goes on where the last one ended."""
-    if not recipe.run.dir:
-        raise RunError("run.dir: not given; add run.dir=FOLDER, where the run is written and resumed")
-    folder, name = Path(recipe.run.dir).absolute() / FOLDER, name or Path(recipe.run.dir).name
+    run = run_folder(recipe)
+    folder, name = run.absolute() / FOLDER, name or run.name
     # the snapshot is resolved; run.dir is said once more for the script to see
     arguments = [str(folder / "recipe.yaml"), f"run.dir={recipe.run.dir}"]
     jobs: list[Job] = []
@@ -91,6 +91,7 @@ def submit(jobs: Sequence[Job]) -> list[tuple[Job, str]]:
     """
     for job in jobs:
         queue.check_nodes(job.resources)
+    _check_idle(jobs)
     for job in jobs:
         write(job)
     sent: dict[str, str] = {}
@@ -105,6 +106,24 @@ def submit(jobs: Sequence[Job]) -> list[tuple[Job, str]]:
             queue.run(["scancel", identity])
         raise
     return [(job, sent[job.name]) for job in jobs]
+
+
+def _check_idle(jobs: Sequence[Job]) -> None:
+    """Raise `RunError` for a run that a job is at already: the younger of two would take it from the older."""
+    mine = queue.mine()
+    for run in dict.fromkeys(job.folder for job in jobs if job.recipe):
+        for sent in sent_jobs(run):
+            if sent["id"] in mine:
+                raise RunError(
+                    f"{run.parent}: job {sent['id']} is in the queue for it; wait for it, or scancel {sent['id']}"
+                )
+
+
+def sent_jobs(folder: Path) -> list[dict[str, str]]:
+    """`id`, `name` and `script` of all that was sent from a folder; a line that a kill cut short is left out."""
+    path = folder / JOBS
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def write(job: Job) -> None:

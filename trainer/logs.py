@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.text import Text
 from shards.atomic import replacing
 from trainer.boards import open_boards
 from trainer.config import Recipe
+from trainer.errors import RunError
 from trainer.lease import Lease
 from trainer.recipe import flatten
 
@@ -71,8 +73,9 @@ class RunLog:
 
     def __exit__(self, error: object, *_details: object) -> None:
         self._progress.stop()
-        self._metrics.close()
-        self._evaluations.close()
+        for file in (self._metrics, self._evaluations):
+            with suppress(OSError) if error else nullcontext():  # what could not be written before cannot be now
+                file.close()
         for board in self._boards:
             board.close(failed=error is not None)
 
@@ -128,8 +131,14 @@ class RunLog:
 
     def _write(self, file: Any, row: dict[str, Any], tag: str) -> None:
         self._lease.check()
-        file.write(json.dumps(row) + "\n")
-        file.flush()
+        try:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+        except OSError as error:
+            raise RunError(
+                f"{file.name}: cannot be written ({error.strerror}); make room or mend the disk, then start the "
+                "run again: it goes on from its newest checkpoint"
+            ) from None
         numbers = {
             f"{tag}/{name.replace('.', '/')}": value
             for name, value in flatten(row).items()

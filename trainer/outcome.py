@@ -1,5 +1,7 @@
 """How a run ended, in one line of `RUN/outcome` that batch scripts read: `finished 0`, `saved 85`, `failed 1 ...`.
 
+`lost 1 ...` is a failure, too, of a process that is gone without a word, perhaps with its machine.
+
 A launcher's own exit code does not tell: srun's is that of any of the tasks, torchrun's is always 1.
 """
 
@@ -13,6 +15,7 @@ from shards.atomic import replacing
 from shards.errors import DataError
 from trainer.distributed import World
 from trainer.errors import RunError
+from trainer.failures import LostPeerError
 from trainer.lease import TakenOverError
 
 OUTCOME = "outcome"
@@ -39,7 +42,8 @@ def first_failure(run_dir: Path, world: World) -> Iterator[None]:
     except Exception as error:
         kind = "" if isinstance(error, DataError | ModelError | RunError) else f"{type(error).__name__}: "
         where = f"process {world.rank} on {socket.gethostname()}"
-        line = f"failed {FAILED} {where}: {kind}{' '.join(str(error).split())}\n"
+        word = "lost" if isinstance(error, LostPeerError) else "failed"
+        line = f"{word} {FAILED} {where}: {kind}{' '.join(str(error).split())}\n"
         with suppress(OSError), path.open("x") as stream:  # a full disk has been told of by the error itself
             stream.write(line)
         raise

@@ -18,6 +18,7 @@ from trainer.config import DataConfig, PartConfig, Recipe
 from trainer.continuity import changes_of, check_model
 from trainer.errors import RunError
 from trainer.plan_checks import check_batch, check_splits
+from trainer.recipe import run_folder
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,7 @@ def make_plan(recipe: Recipe, processes: int, resume_from: Path | None = None) -
     It goes on from the checkpoint `resume_from`, by default from the newest whole one of the run's folder.
     Raises `RunError` or `DataError` for what cannot run. Writes nothing.
     """
-    if not recipe.run.dir:
-        raise RunError("run.dir: not given; add run.dir=FOLDER, where the run is written and resumed")
-    if Path(recipe.run.dir).is_file():
+    if run_folder(recipe).is_file():
         raise RunError(f"run.dir={recipe.run.dir}: is a file; give a folder")
     check_boards(recipe.log)
     train = read_training_set(recipe.data)

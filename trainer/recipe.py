@@ -71,6 +71,13 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(), sort_keys=False)
 
 
+def run_folder(recipe: Recipe) -> Path:
+    """`run.dir`. Raises `RunError` where it is not given."""
+    if not recipe.run.dir:
+        raise RunError("run.dir: not given; add run.dir=FOLDER, where the run is written and resumed")
+    return Path(recipe.run.dir)
+
+
 def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
     """Nested settings -> {"optimizer.lr": 0.0005, ...}."""
     flat: dict[str, Any] = {}

@@ -1,5 +1,6 @@
 """What `itm submit` writes and refuses, without a Slurm."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,33 @@ def test_a_chain_s_mistakes_are_named(tmp_path: Path, change: list[dict[str, obj
         read_chain(path, tmp_path)
 
 
+def test_a_chain_goes_on_after_the_stages_that_are_done(tmp_path: Path) -> None:
+    out, result, run = tmp_path / "data", tmp_path / "test.json", tmp_path / "run"
+    stages = [
+        {"stage": "convert", "arguments": ["folder"], "out": str(out)},
+        {"stage": "train", "name": "run", "recipe": DEMO, "settings": [f"run.dir={run}"]},
+        {"stage": "evaluate", "run": str(run), "data": str(out), "out": str(result)},
+    ]
+    path = tmp_path / "chain.yaml"
+    path.write_text(yaml.safe_dump(stages))
+
+    def left() -> list[str]:
+        return [job.name for job in read_chain(path, tmp_path)]
+
+    result.touch()  # of another run: the one before it is not done
+    assert left() == ["1-convert", "1-convert-merge", "run", "3-evaluate"]
+    (out / "train").mkdir(parents=True)
+    (out / "train" / "manifest.json").touch()
+    assert left() == ["run", "3-evaluate"]
+    run.mkdir()
+    (run / "outcome").write_text("saved 85\n")
+    assert left() == ["run", "3-evaluate"]
+    (run / "outcome").write_text("finished 0\n")
+    said: list[str] = []
+    assert read_chain(path, tmp_path, say=said.append) == []
+    assert said[2] == "stage 3, evaluate, is done already: left out"
+
+
 def test_repeated_jobs_follow_each_other_however_they_end() -> None:
     recipe = Recipe.model_validate({"run": {"dir": "runs/a b"}})
     jobs = training_jobs(recipe, Resources(), repeat=3)
@@ -108,6 +136,13 @@ def test_repeated_jobs_follow_each_other_however_they_end() -> None:
         ("a b-3", ["a b-2"], True),
     ]
     assert "'run.dir=runs/a b'" in jobs[0].script
+
+
+def test_jobs_call_this_program_or_the_one_that_itm_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe.model_validate({"run": {"dir": "runs/a"}})
+    assert f"itm=({sys.executable} -m trainer.cli)\n" in training_jobs(recipe, Resources())[0].script
+    monkeypatch.setenv("ITM", "/opt/itm/bin/itm")
+    assert "itm=(/opt/itm/bin/itm)\n" in training_jobs(recipe, Resources())[0].script
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:

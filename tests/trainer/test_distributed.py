@@ -1,8 +1,9 @@
 """A process's place in the world, from the variables of each launcher."""
 
 import pytest
+import torch
 
-from trainer.distributed import World, first_host, free_port, read_world, slurm_environment
+from trainer.distributed import World, device_of, first_host, free_port, read_world, slurm_environment
 from trainer.errors import RunError
 
 SRUN = {  # the sixth of eight tasks, two a node
@@ -122,3 +123,14 @@ def test_a_free_port_can_be_opened() -> None:
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", free_port()))
+
+
+@pytest.mark.parametrize(("seen", "expected"), [(8, 3), (1, 0)])
+def test_a_process_takes_its_own_gpu_whether_it_sees_all_or_one(
+    monkeypatch: pytest.MonkeyPatch, seen: int, expected: int
+) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert [device_of(World(rank=11, size=16, local_rank=3))] == chosen == [torch.device("cuda", expected)]

@@ -1,5 +1,6 @@
 import io
 import json
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from trainer import logs
 from trainer.config import LogConfig, Recipe
+from trainer.errors import RunError
 from trainer.lease import Lease
 from trainer.logs import EVALUATIONS, METRICS, RunLog, read_rows
 
@@ -126,3 +128,20 @@ def test_a_note_is_printed_as_it_stands(tmp_path: Path, capsys: pytest.CaptureFi
     with open_log(tmp_path) as log:
         log.note("[red]weights[/red] of " + "x" * 300)
     assert "[red]weights[/red] of " + "x" * 300 in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_with_the_file_s_name_and_the_mend(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:
+        with open_log(tmp_path) as log:
+            log.metrics(row(1))
+            resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / METRICS).stat().st_size + 5, before[1]))
+            log.metrics(row(2))
+
+    try:
+        with pytest.raises(RunError, match=rf"{METRICS}: cannot be written \(File too large\); make room"):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert steps_of(tmp_path / METRICS) == [1]
