@@ -29,7 +29,7 @@ test: lint
 # On a Slurm of three nodes that is started for it (root, Debian's packages) and removed again, however this ends.
 # Where it cannot be started the tests are skipped, and the last lines say why.
 slurm-test: install
-	$(BIN)/python -m pytest -m slurm tests/slurm
+	$(BIN)/python -m pytest -m slurm tests/slurm $(PYTEST_FLAGS)
 
 lint: install
 	$(BIN)/ruff check .
