@@ -126,7 +126,7 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
     check_boards(recipe.log)
     train = read_training_set(recipe.data)
     val = read_manifest(recipe.data.val, cache_of(recipe.data)) if recipe.data.val else None
-    _check_splits(train, val, recipe.model)
+    check_splits(train, val, recipe.model)
     _check_batch(recipe, train, processes)
     if val is not None and val.num_samples < processes:
         raise RunError(f"data.val={val.location}: {val.num_samples} samples for {processes} processes; start fewer")
@@ -203,7 +203,8 @@ def _cache_warning(train: TrainingSet, max_gb: float) -> list[str]:
     ]
 
 
-def _check_splits(train: TrainingSet, val: Manifest | None, model: ModelConfig) -> None:
+def check_splits(train: TrainingSet, val: Manifest | None, model: ModelConfig) -> None:
+    """Raise `RunError` for a test split, and for data that lack what the model reads."""
     wanted = {IMAGE: model.reads_pixels, REGIONS: model.reads_regions}
     manifests = [("data.train", part.manifest) for part in train.parts]
     for key, manifest in manifests + ([("data.val", val)] if val else []):
@@ -227,6 +228,12 @@ def _check_batch(recipe: Recipe, train: TrainingSet, processes: int) -> None:
         raise RunError(
             f"data.global_batch_size={batch}: {train.name} has only {train.num_visits:,} samples; lower it"
         )
+    check_share(recipe, processes)
+
+
+def check_share(recipe: Recipe, processes: int) -> None:
+    """Raise `RunError` or `ModelError` for a batch that processes cannot share, or that the queue cannot take."""
+    batch = recipe.data.global_batch_size
     if batch % processes:
         raise RunError(f"data.global_batch_size={batch}: does not divide among {processes} processes")
     groups = {"model.norm_group": recipe.model.norm_group}

@@ -1,0 +1,116 @@
+"""What each GPU holds at its fullest, by component, at each ZeRO stage.
+
+Which of DeepSpeed's buffers exist at which stage was read in its source (0.19.8, `runtime/zero/`); sizes of buckets
+are its defaults, which `trainer.deepspeed_setup` leaves as they are.
+"""
+
+from dataclasses import dataclass
+
+from trainer.config import EngineConfig
+from trainer.forecast.empty_model import Counts
+from trainer.forecast.step import StepCost
+
+FLOAT = 4
+"""Bytes of a weight, a gradient, a moment: all are float32 at any `engine.precision`."""
+BUCKET = 500_000_000
+"""Numbers in DeepSpeed's bucket of gradients; at stages 1 to 3 it is allocated whole, however small the model."""
+MOST_GATHERED = 1_000_000_000
+"""Numbers of weights that stage 3 leaves gathered at most, and leaves there while a step still needs them."""
+CONTEXT = 1.5e9
+"""Allowance for the CUDA context, the libraries' workspaces and NCCL's buffers; a guess, not measured here."""
+FRAGMENTATION = 0.05
+"""Allowance for what the allocator cannot use, of what comes and goes in a step; a guess, not measured here."""
+TILE = (8192, 4096)
+"""Anchors and keys in a tile of the losses on a GPU: `model.losses.tiles.tile_shape`."""
+TILES = 3
+"""Of them alive at a time: similarities, what is excluded, weights."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes a process needs at one stage."""
+
+    stage: int
+    gpu: dict[str, float]
+    """By component, at the step's fullest moment; the parts add up to `total`."""
+    host: dict[str, float]
+    """By component, of what is offloaded."""
+
+    @property
+    def total(self) -> float:
+        return sum(self.gpu.values())
+
+
+def memory(
+    counts: Counts, step: StepCost, engine: EngineConfig, stage: int, processes: int, tile_keys: tuple[int, int]
+) -> Memory:
+    """Of one process at a ZeRO stage, with the engine's offloading where that stage can do it.
+
+    `tile_keys` are the pairs of a process and the keys that they are compared with: the batch, or the queue.
+    """
+    part = 1 / processes
+    weights_part = part if stage == 3 else 1.0
+    trained = FLOAT * counts.trained
+    kept = {
+        "weights": FLOAT * (counts.trained - counts.prototypes + counts.frozen) * weights_part,
+        "momentum encoders": FLOAT * counts.momentum * weights_part,
+        "prototypes": FLOAT * counts.prototypes * weights_part + counts.bank,
+    }
+    # at stages 1 and 2 the optimiser's own copy of its part of the weights; at 0 and 3 it works on them
+    copies = {0: 0.0, 1: part, 2: part, 3: 0.0}[stage]
+    optimizer = trained * (2 * (part if stage else 1.0) + copies)
+    host: dict[str, float] = {}
+    if engine.offload_parameters and stage == 3:
+        host["weights"] = sum(kept.values()) - counts.bank
+        kept = {name: 0.0 for name in kept} | {"prototypes": float(counts.bank)}
+    offloads = engine.offload_optimizer is not None and stage > 0
+    if offloads:
+        # there with its copy of the weights, the gradients, and at stages 1 and 2 what goes back
+        host["optimiser"] = trained * part * (2 + 1 + 1 + (1 if stage < 3 else 0))
+        optimizer = 0.0
+    lasting = kept | {"optimiser": optimizer, "queue": float(counts.queue_rows + counts.queue_notes)}
+    lasting["buffers"] = float(counts.buffers)
+    if stage == 3:
+        everything = counts.trained + counts.frozen + counts.momentum
+        lasting["gathered weights"] = FLOAT * float(min(everything, MOST_GATHERED))
+    moments = _moments(counts, step, stage, processes, offloads)
+    fullest = dict(max(moments, key=lambda moment: sum(moment.values())))
+    anchors, keys = tile_keys
+    fullest["loss tiles"] = float(TILES * FLOAT * min(anchors, TILE[0]) * min(keys, TILE[1]))
+    gpu = lasting | fullest
+    comes_and_goes = sum(fullest.values()) + gpu.get("gathered weights", 0.0)
+    gpu["allowance"] = CONTEXT + FRAGMENTATION * comes_and_goes
+    return Memory(stage, gpu, host)
+
+
+def _moments(
+    counts: Counts, step: StepCost, stage: int, processes: int, offloads: bool
+) -> tuple[dict[str, float], ...]:
+    """What comes and goes, at the fullest moment of the backward pass, and when gradients meet the optimiser."""
+    trained, part, bucket = float(FLOAT * counts.trained), 1 / processes, float(FLOAT * BUCKET)
+    filled, before, after = min(trained, bucket), step.before, step.after
+    own = 0.0 if offloads else trained * part
+    # a rank's own gradients are copied out of a bucket when it is full, or at the end
+    early = own if trained > bucket else 0.0
+    forward = _moment(0.0, before.temporary, bucket if stage == 3 else 0.0)
+    kept = _moment(after.gradients, after.both - after.gradients, bucket if stage else 0.0)
+    if stage == 0:
+        return forward, kept, _moment(trained, 0.0, filled if processes > 1 else 0.0)
+    staging = FLOAT * counts.largest if offloads else 0.0
+    if stage == 1:
+        return forward, _more(kept, staging), _moment(trained, 0.0, bucket + own + staging)
+    if stage == 2:
+        backward = _moment(early, after.temporary, bucket + staging)
+        return forward, backward, _moment(own, 0.0, bucket + staging), _moment(2 * own, 0.0, staging)
+    scattering = filled if trained > bucket else 0.0
+    forward["gradients"] = own
+    backward = _moment(own, after.temporary, bucket + scattering)
+    return forward, backward, _moment(own, 0.0, bucket + max(filled, own))
+
+
+def _more(moment: dict[str, float], buckets: float) -> dict[str, float]:
+    return moment | {"buckets": moment["buckets"] + buckets}
+
+
+def _moment(gradients: float, activations: float, buckets: float) -> dict[str, float]:
+    return {"gradients": float(gradients), "activations": float(activations), "buckets": float(buckets)}
