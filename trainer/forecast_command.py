@@ -11,7 +11,8 @@ from trainer.commands import Overrides
 
 def plan(
     recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe file; or a run's folder, to see what it measured.")
+        Path,
+        typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe; or a run's folder, to see what it measured."),
     ],
     overrides: Overrides = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs in all; default of a run: what it had.")] = None,

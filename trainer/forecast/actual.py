@@ -84,11 +84,11 @@ def compare(forecast: Forecast, run: Run) -> list[Compared]:
                  "captions at their longest in the prediction")
     )  # fmt: skip
     mfu = forecast.machine.utilisation * own.useful_share if forecast.peak else None
-    rows.append(Compared("mfu", mfu, run.typical("mfu"), "" if run.typical("mfu") else "measured on known GPUs alone"))
+    rows.append(Compared("mfu", mfu, run.typical("mfu"), "on GPUs whose speed is known"))
     rows.append(Compared("steps", own.total_steps, run.rows[-1]["step"], "so far"))
     rows += _checkpoint(forecast, run)
-    sent = "not measured in a run"
-    rows.append(Compared("MB exchanged a step", sum(o.bytes for o in forecast.exchanges(forecast.stage)) / 1e6, None, sent))
+    exchanged = sum(one.bytes for one in forecast.exchanges(forecast.stage))
+    rows.append(Compared("MB exchanged a step", exchanged / 1e6, None, "not measured in a run"))
     return rows
 
 
@@ -99,7 +99,9 @@ def _memory(tensors: float, total: float, run: Run) -> list[Compared]:
             Compared("GPU memory in tensors, GB", tensors / GB, allocated, "without the allowance"),
             Compared("GPU memory reserved, GB", total / GB, reserved, "reserved is without the CUDA context"),
         ]
-    note = "roughly: a CPU run's whole process, with its programs and the checkpoint's copy, without untouched buckets"
+    note = (
+        "roughly: all of a process on a CPU, with programs and a checkpoint's copy; untouched buckets are not in it"
+    )
     return [Compared("memory in tensors, GB", tensors / GB, run.highest("memory_gb"), note)]
 
 

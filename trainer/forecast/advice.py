@@ -1,5 +1,6 @@
 """What would make a recipe fit that does not, each tried out."""
 
+from model.config import TowerConfig
 from trainer.config import Recipe
 from trainer.forecast.forecast import GB, Forecast, remeasured, with_engine
 from trainer.forecast.step import STAGES
@@ -56,7 +57,7 @@ def _largest_that_fits(forecast: Forecast) -> Forecast | None:
 def _checkpointing(forecast: Forecast) -> tuple[Forecast, list[str]]:
     """With activations computed again in all towers that are trained, and the settings for it."""
     model = forecast.recipe.model
-    towers = {}
+    towers: dict[str, TowerConfig] = {}
     if model.reads_pixels:
         towers["model.image"] = model.image
     if model.text.towers != "transformer":

@@ -32,7 +32,7 @@ def zero_exchanges(counts: Counts, stage: int, micro_batches: int = 1) -> dict[s
     """Bytes of the whole by kind, of DeepSpeed's own exchanges.
 
     Of several micro-batches (`trainer.gradient_cache`) each has a backward pass, after which stages 2 and 3 share
-    out its gradients at once; stage 3 gathers weights in every pass anew, all but one micro-batch are encoded twice.
+    out its gradients at once; stage 3 gathers weights in every pass anew, and all but one are encoded twice.
     """
     trained, more = float(FLOAT * counts.trained), micro_batches - 1
     if stage < 2:

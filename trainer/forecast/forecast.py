@@ -133,9 +133,7 @@ def make_forecast(recipe: Recipe, machine: Machine, samples: int | None = None, 
         recipe=recipe,
         machine=machine,
         measured=measured,
-        length=length(
-            recipe, visits, machine.gpus, step.flops, step.useful_flops, peak, machine.utilisation
-        ),
+        length=length(recipe, visits, machine.gpus, step.flops, step.useful_flops, peak, machine.utilisation),
         train=train,
         rate=images_per_second(recipe, train) if train and measures else None,
         reading=reading(recipe, train, machine.gpus) if train else None,

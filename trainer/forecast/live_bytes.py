@@ -28,7 +28,7 @@ class Peak:
             self.both, self.gradients = temporary + gradients, gradients
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages that operations make inside of this context, until they are freed.
 
     What a module held before does not count, such as its weights. Works on real tensors and on those without
@@ -37,7 +37,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, module: nn.Module | None = None) -> None:
         """Without a module all gradients are temporary."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.temporary = 0
         """Bytes alive now that are no gradient of a weight: activations and whatever else a step makes."""
         self.gradients = 0
@@ -53,15 +53,15 @@ class LiveBytes(TorchDispatchMode):
 
     def __enter__(self) -> "LiveBytes":
         self._hooks = [
-            parameter.register_post_accumulate_grad_hook(self._accumulated)
+            parameter.register_post_accumulate_grad_hook(self._accumulated)  # type: ignore[no-untyped-call]
             for parameter in self._parameters
             if parameter.requires_grad
         ]
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         for hook in self._hooks:
             hook.remove()
 

@@ -62,7 +62,7 @@ def memory(
     host: dict[str, float] = {}
     if engine.offload_parameters and stage == 3:
         host["weights"] = sum(kept.values()) - counts.bank
-        kept = {name: 0.0 for name in kept} | {"prototypes": float(counts.bank)}
+        kept = dict.fromkeys(kept, 0.0) | {"prototypes": float(counts.bank)}
     offloads = engine.offload_optimizer is not None and stage > 0
     if offloads:
         # there with its copy of the weights, the gradients, and at stages 1 and 2 what goes back
@@ -71,10 +71,10 @@ def memory(
     lasting = kept | {"optimiser": optimizer, "queue": float(counts.queue_rows + counts.queue_notes)}
     lasting["buffers"] = float(counts.buffers)
     if stage == 3:
-        everything = counts.trained + counts.frozen + counts.momentum
-        lasting["gathered weights"] = FLOAT * float(min(everything, MOST_GATHERED))
+        # those of the momentum encoders go again, module by module: no backward pass comes back to them
+        lasting["gathered weights"] = FLOAT * float(min(counts.trained + counts.frozen, MOST_GATHERED))
     moments = _moments(counts, step, stage, processes, offloads)
-    fullest = dict(max(moments, key=lambda moment: sum(moment.values())))
+    fullest = max(moments, key=lambda moment: sum(moment.values()))
     anchors, keys = tile_keys
     fullest["loss tiles"] = float(TILES * FLOAT * min(anchors, TILE[0]) * min(keys, TILE[1]))
     gpu = lasting | fullest
@@ -90,26 +90,23 @@ def _moments(
     trained, part, bucket = float(FLOAT * counts.trained), 1 / processes, float(FLOAT * BUCKET)
     filled, before, after = min(trained, bucket), step.before, step.after
     own = 0.0 if offloads else trained * part
-    # a rank's own gradients are copied out of a bucket when it is full, or at the end
-    early = own if trained > bucket else 0.0
-    forward = _moment(0.0, before.temporary, bucket if stage == 3 else 0.0)
-    kept = _moment(after.gradients, after.both - after.gradients, bucket if stage else 0.0)
     if stage == 0:
-        return forward, kept, _moment(trained, 0.0, filled if processes > 1 else 0.0)
+        forward = _moment(0.0, before.temporary, 0.0)
+        backward = _moment(after.gradients, after.both - after.gradients, 0.0)
+        return forward, backward, _moment(trained, 0.0, filled if processes > 1 else 0.0)
+    # a rank's own gradients of the step before stay until the next ones take their place
+    if stage == 3:
+        scattering = filled if trained > bucket else 0.0
+        forward, backward = (_moment(own, peak.temporary, bucket) for peak in (before, after))
+        backward["buckets"] += scattering
+        return forward, backward, _moment(own, 0.0, bucket + max(filled, own))
     staging = FLOAT * counts.largest if offloads else 0.0
+    forward = _moment(own, before.temporary, staging)
     if stage == 1:
-        return forward, _more(kept, staging), _moment(trained, 0.0, bucket + own + staging)
-    if stage == 2:
-        backward = _moment(early, after.temporary, bucket + staging)
-        return forward, backward, _moment(own, 0.0, bucket + staging), _moment(2 * own, 0.0, staging)
-    scattering = filled if trained > bucket else 0.0
-    forward["gradients"] = own
-    backward = _moment(own, after.temporary, bucket + scattering)
-    return forward, backward, _moment(own, 0.0, bucket + max(filled, own))
-
-
-def _more(moment: dict[str, float], buckets: float) -> dict[str, float]:
-    return moment | {"buckets": moment["buckets"] + buckets}
+        backward = _moment(after.gradients + own, after.both - after.gradients, bucket + staging)
+        return forward, backward, _moment(trained + own, 0.0, bucket + staging)
+    backward = _moment(own, after.temporary, bucket + staging)
+    return forward, backward, _moment(2 * own, 0.0, staging)
 
 
 def _moment(gradients: float, activations: float, buckets: float) -> dict[str, float]:

@@ -4,6 +4,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from shards.order import LANES
 from trainer.forecast.communication import sent
 from trainer.forecast.forecast import GB, Forecast
 from trainer.forecast.memory import Memory
@@ -79,7 +80,7 @@ def _verdict(forecast: Forecast, suggestions: list[str]) -> list[str]:
         return []
     total = forecast.memory(forecast.stage).total / GB
     return [
-        f"does not fit: {total:.1f} of {forecast.machine.gpu_memory:g} GB at stage {forecast.stage}; tried, each alone:",
+        f"does not fit: {total:.1f} of {forecast.machine.gpu_memory:g} GB at stage {forecast.stage}; these were tried:",
         *(f"  {line}" for line in suggestions),
     ]
 
@@ -97,7 +98,7 @@ def _run(forecast: Forecast) -> list[str]:
             lines.append(f"a step  {what} exchanges {sizes}")
     lines += [
         f"steps   {own.total_steps:,}, {own.steps_per_epoch:,} an epoch of {own.visits:,} pairs",
-        f"work    {step.flops / 1e12:,.3g} TFLOP a GPU and step, {own.useful_share:.0%} of it useful as mfu counts it",
+        f"work    {step.flops / 1e12:,.3g} TFLOP a GPU and step, {own.useful_share:.0%} of it as mfu counts",
     ]
     if own.step_seconds is None:
         lines.append("time    not known: name the GPU, such as --gpu H100")
@@ -109,8 +110,7 @@ def _run(forecast: Forecast) -> list[str]:
         )
     lines.append(
         f"disk    {checkpoint.total / GB:,.2f} GB a checkpoint ({checkpoint.weights / GB:,.2f} weights, "
-        f"{checkpoint.optimizer / GB:,.2f} optimiser), up to {(kept + 1) * checkpoint.total / GB:,.1f} GB while one "
-        "is written"
+        f"{checkpoint.optimizer / GB:,.2f} optimiser), up to {(kept + 1) * checkpoint.total / GB:,.1f} GB at a time"
     )
     return lines
 
@@ -128,19 +128,21 @@ def _loading(forecast: Forecast) -> list[str]:
         enough, workers = "", forecast.recipe.data.workers
         if forecast.workers is not None and speed is not None:
             gives = max(workers, 1) * rate / (speed / machine.gpus)
-            enough = f"; data.workers={forecast.workers} a GPU, with a core each, would keep up: {workers} give {gives:.0%}"
+            enough = f"; data.workers={forecast.workers}, a core each, would keep up: {workers} give {gives:.0%}"
         lines.append(f"loader  one worker gives {rate:,.0f} images/s here, on these data{enough}")
     else:
-        lines.append("loader  not measured here: the data are not on this machine; benchmarks/loader.py measures it")
+        lines.append("loader  not measured: the data are not on this machine; benchmarks/loader.py does it there")
     read = forecast.reading
     if read is not None:
         lines += [
-            f"shards  {read.shards:,} of {read.bytes_a_shard / 1e6:,.1f} MB, {read.shards_a_worker:.2g} a worker: any "
-            "number does, as workers share them",
-            f"order   a batch draws on {read.shards_a_batch:,} of them (at random: {read.shards_by_chance:,.0f}); read in "
+            f"shards  {read.shards:,} of {read.bytes_a_shard / 1e6:,.1f} MB, {read.shards_a_worker:.2g} a worker: "
+            "any number does, as workers share them",
+            f"order   a batch draws on {read.shards_a_batch:,} of them (at random: {read.shards_by_chance:,.0f}), in "
             f"runs of {read.run_length:,.0f} samples, {read.run_bytes / 1e6:,.2f} MB; a process reads from "
-            f"{read.lanes_a_process:g} of 64 places at a time",
+            f"{read.lanes_a_process:g} of {LANES} places at a time",
         ]
         if read.run_bytes < 1e6:
-            lines.append("order   runs are short, as the data set is small: reads are scattered, which a local disk can take")
+            lines.append(
+                "order   runs are short, as the data set is small: reads are scattered; keep it on a local disk"
+            )
     return lines

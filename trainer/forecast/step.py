@@ -165,7 +165,7 @@ class _Engine:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention without dropout, which on a CPU alone would keep the whole matrix of weights; on a GPU none is kept."""
+    """Attention without dropout: with it a CPU, unlike a GPU, would keep the whole matrix of weights."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
