@@ -1,10 +1,10 @@
 """How near `itm plan` comes to what is held: `forecast.py [--architecture ViT-B-32] [--batch 64] [--stages 0]`.
 
-One process with DeepSpeed on the CPU, from random weights, on random pictures; every term is on. Each ZeRO stage
-runs in a process of its own, three steps. Two measures: `live`, the bytes of all tensors that are alive, counted
-where torch makes them, from before the model is built; `resident`, the growth of the process's memory, in which what
-was allocated and never touched does not count, so that it is compared without DeepSpeed's bucket, nearly empty where
-the model is small. Predictions are without the allowance, whose parts a CPU does not have.
+One process with DeepSpeed on the CPU, from random weights, on random pictures; every term is on. Each stage
+runs in a process of its own, three steps. Two measures: `live`, the bytes of all tensors that are alive,
+counted where torch makes them, from before the model is built; `resident`, the growth of the process's memory, in
+which what was allocated and never touched does not count, so that it is compared without DeepSpeed's bucket, nearly
+empty where the model is small. Predictions are without the allowance, whose parts a CPU does not have.
 """
 
 import argparse

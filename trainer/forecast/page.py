@@ -78,9 +78,9 @@ def _fits(memory: Memory, limit: float) -> str:
 def _verdict(forecast: Forecast, suggestions: list[str]) -> list[str]:
     if not suggestions:
         return []
-    total = forecast.memory(forecast.stage).total / GB
+    total, limit = forecast.memory(forecast.stage).total / GB, forecast.machine.gpu_memory
     return [
-        f"does not fit: {total:.1f} of {forecast.machine.gpu_memory:g} GB at stage {forecast.stage}; these were tried:",
+        f"does not fit: {total:.1f} of {limit:g} GB at stage {forecast.stage}; tried instead:",
         *(f"  {line}" for line in suggestions),
     ]
 
@@ -135,10 +135,10 @@ def _loading(forecast: Forecast) -> list[str]:
     read = forecast.reading
     if read is not None:
         lines += [
-            f"shards  {read.shards:,} of {read.bytes_a_shard / 1e6:,.1f} MB, {read.shards_a_worker:.2g} a worker: "
-            "any number does, as workers share them",
-            f"order   a batch draws on {read.shards_a_batch:,} of them (at random: {read.shards_by_chance:,.0f}), in "
-            f"runs of {read.run_length:,.0f} samples, {read.run_bytes / 1e6:,.2f} MB; a process reads from "
+            f"shards  {read.shards:,} of {read.bytes_a_shard / 1e6:,.1f} MB, {read.shards_a_worker:.2g} a worker, "
+            "who share them: any number does",
+            f"order   a batch draws on {read.shards_a_batch:,} of them (at random: {read.shards_by_chance:,.0f}), "
+            f"in runs of {read.run_length:,.0f} samples, {read.run_bytes / 1e6:,.2f} MB; a process reads from "
             f"{read.lanes_a_process:g} of {LANES} places at a time",
         ]
         if read.run_bytes < 1e6:
