@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from trainer.forecast.empty_model import Counts
-from trainer.forecast.memory import FLOAT
+from trainer.forecast.memory import FLOAT, MOST_GATHERED
 from trainer.forecast.step import StepCost
 
 
@@ -32,7 +32,8 @@ def zero_exchanges(counts: Counts, stage: int, micro_batches: int = 1) -> dict[s
     """Bytes of the whole by kind, of DeepSpeed's own exchanges.
 
     Of several micro-batches (`trainer.gradient_cache`) each has a backward pass, after which stages 2 and 3 share
-    out its gradients at once; stage 3 gathers weights in every pass anew, and all but one are encoded twice.
+    out its gradients at once. Stage 3 then gathers weights in every pass anew, and all micro-batches but one are
+    encoded twice; in one piece, weights of up to `MOST_GATHERED` numbers stay for the backward pass.
     """
     trained, more = float(FLOAT * counts.trained), micro_batches - 1
     if stage < 2:
@@ -40,7 +41,8 @@ def zero_exchanges(counts: Counts, stage: int, micro_batches: int = 1) -> dict[s
     if stage == 2:
         return {"all-reduce": trained * micro_batches, "all-gather": trained}
     online, momentum = counts.trained + counts.frozen, counts.momentum
-    weights = FLOAT * float(2 * online + momentum + more * (3 * online + momentum))
+    times = 1 if more == 0 and online <= MOST_GATHERED else 2
+    weights = FLOAT * float(times * online + momentum + more * (3 * online + momentum))
     return {"reduce-scatter": trained * micro_batches, "all-gather": weights}
 
 

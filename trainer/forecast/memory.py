@@ -16,6 +16,8 @@ BUCKET = 500_000_000
 """Numbers in DeepSpeed's bucket of gradients; at stages 1 to 3 it is allocated whole, however small the model."""
 MOST_GATHERED = 1_000_000_000
 """Numbers of weights that stage 3 leaves gathered at most, and leaves there while a step still needs them."""
+PREFETCHED = 50_000_000
+"""Numbers of weights that stage 3 gathers ahead of their use."""
 CONTEXT = 1.5e9
 """Allowance for the CUDA context, the libraries' workspaces and NCCL's buffers; a guess, not measured here."""
 FRAGMENTATION = 0.05
@@ -71,8 +73,10 @@ def memory(
     lasting = kept | {"optimiser": optimizer, "queue": float(counts.queue_rows + counts.queue_notes)}
     lasting["buffers"] = float(counts.buffers)
     if stage == 3:
-        # those of the momentum encoders go again, module by module: no backward pass comes back to them
-        lasting["gathered weights"] = FLOAT * float(min(counts.trained + counts.frozen, MOST_GATHERED))
+        # of the momentum encoders only what is gathered ahead: no backward pass comes back to them
+        lasting["gathered weights"] = FLOAT * float(
+            min(counts.trained + counts.frozen, MOST_GATHERED) + min(counts.momentum, PREFETCHED)
+        )
     moments = _moments(counts, step, stage, processes, offloads)
     fullest = max(moments, key=lambda moment: sum(moment.values()))
     anchors, keys = tile_keys
@@ -88,25 +92,31 @@ def _moments(
 ) -> tuple[dict[str, float], ...]:
     """What comes and goes, at the fullest moment of the backward pass, and when gradients meet the optimiser."""
     trained, part, bucket = float(FLOAT * counts.trained), 1 / processes, float(FLOAT * BUCKET)
-    filled, before, after = min(trained, bucket), step.before, step.after
-    own = 0.0 if offloads else trained * part
+    before, after, largest = step.before, step.after, float(FLOAT * counts.largest)
+    filled = min(trained, bucket)
     if stage == 0:
         forward = _moment(0.0, before.temporary, 0.0)
         backward = _moment(after.gradients, after.both - after.gradients, 0.0)
         return forward, backward, _moment(trained, 0.0, filled if processes > 1 else 0.0)
-    # a rank's own gradients of the step before stay until the next ones take their place
     if stage == 3:
+        own = 0.0 if offloads else trained * part
         scattering = filled if trained > bucket else 0.0
         forward, backward = (_moment(own, peak.temporary, bucket) for peak in (before, after))
         backward["buckets"] += scattering
-        return forward, backward, _moment(own, 0.0, bucket + max(filled, own))
-    staging = FLOAT * counts.largest if offloads else 0.0
-    forward = _moment(own, before.temporary, staging)
+        # the largest weights, of both pairs of encoders, are gathered apart from the others
+        return forward, backward, _moment(own, 0.0, bucket + max(filled, own, 2 * largest))
+    # gradients of all weights of which a rank has any part; they stay until the next step's take their place
+    own = 0.0 if offloads else trained if processes == 1 else min(trained, trained * part + largest)
+    held = own * (2 if stage == 2 and step.micro_batches > 1 else 1)
+    staging = largest if offloads else 0.0
+    forward = _moment(held, before.temporary, staging)
+    # in a flat copy of what is in the bucket; gradients of the step before may wait for the garbage collector
+    reducing = _moment(held + own, 0.0, bucket + filled + staging)
     if stage == 1:
-        backward = _moment(after.gradients + own, after.both - after.gradients, bucket + staging)
-        return forward, backward, _moment(trained + own, 0.0, bucket + staging)
-    backward = _moment(own, after.temporary, bucket + staging)
-    return forward, backward, _moment(2 * own, 0.0, staging)
+        backward = _moment(after.gradients + held, after.both - after.gradients, bucket + staging)
+    else:
+        backward = _moment(held, after.temporary, bucket + staging)
+    return forward, backward, reducing
 
 
 def _moment(gradients: float, activations: float, buckets: float) -> dict[str, float]:
