@@ -5,6 +5,9 @@ from trainer.config import Recipe
 from trainer.forecast.forecast import GB, Forecast, remeasured, with_engine
 from trainer.forecast.step import STAGES
 
+MOST_PARTS = 32
+"""Micro-batches in a batch that are thought of: with more, GPUs are hardly busy, and each takes time here, too."""
+
 
 def advice(forecast: Forecast) -> list[str]:
     """Settings, a line each, with which the run needs no more than the GPU has; else the least that it needs.
@@ -37,7 +40,8 @@ def _sizes(recipe: Recipe, share: int) -> list[int]:
     """Smaller micro-batches that a run may have, the largest first."""
     group = recipe.model.norm_group if recipe.model.framework in ("aahr", "aahr+amsps") else 1
     now = min(recipe.engine.micro_batch_size or share, share)
-    return [size for size in range(now // 2, 0, -1) if share % size == 0 and size % group == 0]
+    sizes = (size for size in range(now // 2, 0, -1) if share % size == 0 and size % group == 0)
+    return [size for size in sizes if share // size <= MOST_PARTS]
 
 
 def _largest_that_fits(forecast: Forecast) -> Forecast | None:

@@ -19,7 +19,7 @@ def whole_recipe(batch: int = 8, **engine: Any) -> Recipe:
             "model": {
                 "architecture": "itm-tiny",
                 "embed_dim": 32,
-                "norm_group": 2,
+                "norm_group": max(2, batch // 8),
                 "aahr": {"fragment_heads": 2, "pooling_heads": 2, "dropout": 0.0},
             },
             "loss": {
@@ -27,7 +27,7 @@ def whole_recipe(batch: int = 8, **engine: Any) -> Recipe:
                 "momentum_contrast": {"start_step": 0},
                 "relations": quiet | {"gcn_dropout": 0.0},
                 "regulariser": {"start_step": 0},
-                "queue": {"size": 80},
+                "queue": {"size": max(40, batch)},
             },
             "engine": engine,
         }
