@@ -14,7 +14,7 @@ from shards.cli import app as shards_app
 from shards.errors import DataError
 from slurm import commands as slurm_commands
 from trainer import commands as run_commands
-from trainer import model_commands
+from trainer import forecast_command, model_commands
 from trainer.errors import RunError
 
 
@@ -50,6 +50,7 @@ def _launched(
 
 
 commands.add_typer(shards_app, name="shards")
+commands.command()(forecast_command.plan)
 commands.command()(run_commands.train)
 commands.command("eval")(run_commands.evaluate)
 commands.command()(run_commands.report)

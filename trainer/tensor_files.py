@@ -82,10 +82,8 @@ def write_file(path: Path, parts: Iterable[Any], go_on: Callable[[], None]) -> W
     return Written(size, sha256.hexdigest())
 
 
-def write_tensors(
-    path: Path, entries: Sequence[Entry], tensors: Iterable[torch.Tensor], go_on: Callable[[], None]
-) -> Written:
-    """Write tensors, of the entries' order, types and sizes, to a new safetensors file."""
+def _header(entries: Sequence[Entry]) -> bytes:
+    """What stands before the tensors."""
     header, offset = {}, 0
     for entry in entries:
         end = offset + entry.bytes
@@ -97,9 +95,22 @@ def write_tensors(
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def file_bytes(entries: Sequence[Entry]) -> int:
+    """The size of the file that `write_tensors` would write."""
+    return len(_header(entries)) + sum(entry.bytes for entry in entries)
+
+
+def write_tensors(
+    path: Path, entries: Sequence[Entry], tensors: Iterable[torch.Tensor], go_on: Callable[[], None]
+) -> Written:
+    """Write tensors, of the entries' order, types and sizes, to a new safetensors file."""
+    begin = _header(entries)
 
     def parts() -> Iterable[Any]:
-        yield len(text).to_bytes(8, "little") + text
+        yield begin
         for tensor in tensors:
             if tensor.numel():
                 yield tensor.reshape(-1).view(torch.uint8).numpy()

@@ -15,7 +15,7 @@ from model.encoders import DualEncoder
 from model.frameworks import Framework
 from model.losses.running_quantile import BINS
 from model.tokenizer import build_tokenizer
-from tests.model.exchanges import Exchanges
+from trainer.forecast.exchanges import Exchanges
 
 GROUP, BATCH, QUEUE, STEPS = 4, 16, 37, 4
 WORDS = ("dog", "cat", "red", "run")

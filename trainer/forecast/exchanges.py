@@ -1,9 +1,13 @@
-"""What ranks really send each other, seen where torch hands it to the network."""
+"""What processes send each other, seen where torch hands it to the network."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -17,14 +21,14 @@ NAMES = {
 }
 
 
-class Exchanges(TorchDispatchMode):
+class Exchanges(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts collectives and the bytes of the whole that each makes or takes, by kind.
 
     The whole is an all-gather's result and a reduce-scatter's argument.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
 
@@ -35,3 +39,13 @@ class Exchanges(TorchDispatchMode):
             self.calls[NAMES.get(name, name)] += 1
             self.bytes[NAMES.get(name, name)] += max(sizes)
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def as_first_of(processes: int) -> Iterator[None]:
+    """Rank 0 of a group whose other processes do not exist: collectives return at once, with the right shapes."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
