@@ -28,7 +28,7 @@ def check_splits(train: TrainingSet, val: Manifest | None, model: ModelConfig) -
 
 
 def check_batch(recipe: Recipe, train: TrainingSet, processes: int) -> None:
-    """Raise `RunError` for a global batch that the data or the processes do not fit; see `check_share`."""
+    """Raise `RunError` for a global batch that the data do not fill, or as `check_share` does."""
     batch = recipe.data.global_batch_size
     if processes > train.num_visits:
         raise RunError(f"{processes} processes for {train.num_visits:,} samples in {train.name}; start fewer")
@@ -40,7 +40,7 @@ def check_batch(recipe: Recipe, train: TrainingSet, processes: int) -> None:
 
 
 def check_share(recipe: Recipe, processes: int) -> None:
-    """Raise `RunError` or `ModelError` for a batch that processes cannot share, or that the queue cannot take."""
+    """Raise `RunError` or `ModelError` for a batch that processes, groups, queue or clusters do not fit."""
     batch = recipe.data.global_batch_size
     if batch % processes:
         raise RunError(f"data.global_batch_size={batch}: does not divide among {processes} processes")

@@ -75,17 +75,17 @@ def compare(forecast: Forecast, run: Run) -> list[Compared]:
     rows = [*_memory(memory.total - memory.gpu["allowance"], memory.total, run)]
     speed = run.typical("samples_per_second")
     batch = forecast.recipe.data.global_batch_size
-    note = "over all processes" if own.samples_per_second else "no GPU was named: --gpu"
+    note = "over all processes" if own.samples_per_second else "needs --gpu"
     rows.append(Compared("pairs a second", own.samples_per_second, speed, note))
     rows.append(Compared("seconds a step", own.step_seconds, speed and batch / speed, note))
     tflops = run.typical("tflops_per_second")
     useful = None if not (tflops and speed) else tflops * batch / speed
     rows.append(
         Compared("useful TFLOP a step and process", forecast.measured.step.useful_flops / 1e12, useful,
-                 "captions at their longest in the prediction")
+                 "predicted for the longest captions")
     )  # fmt: skip
     mfu = forecast.machine.utilisation * own.useful_share if forecast.peak else None
-    rows.append(Compared("mfu", mfu, run.typical("mfu"), "on GPUs whose speed is known"))
+    rows.append(Compared("mfu", mfu, run.typical("mfu"), "on known GPUs"))
     rows.append(Compared("steps", own.total_steps, run.rows[-1]["step"], "so far"))
     rows += _checkpoint(forecast, run)
     exchanged = sum(one.bytes for one in forecast.exchanges(forecast.stage))
@@ -100,9 +100,7 @@ def _memory(tensors: float, total: float, run: Run) -> list[Compared]:
             Compared("GPU memory in tensors, GB", tensors / GB, allocated, "without the allowance"),
             Compared("GPU memory reserved, GB", total / GB, reserved, "reserved is without the CUDA context"),
         ]
-    note = (
-        "roughly: all of a process on a CPU, with programs and a checkpoint's copy; untouched buckets are not in it"
-    )
+    note = "roughly: actual is the whole process"
     return [Compared("memory in tensors, GB", tensors / GB, run.highest("memory_gb"), note)]
 
 

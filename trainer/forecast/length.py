@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from shards.loader import steps_per_epoch
 from trainer.config import Recipe
 from trainer.errors import RunError
-from trainer.flops import PEAKS, Arithmetic, peak_tflops
+from trainer.flops import PEAKS, arithmetic_of, peak_tflops
 
 UTILISATION = 0.4
 """Share of a GPU's peak at which its arithmetic is taken to run.
@@ -43,8 +43,7 @@ def count_steps(recipe: Recipe, visits: int) -> tuple[int, int]:
 
 def peak_of(gpu: str, precision: str) -> float:
     """TFLOP/s of a GPU in the recipe's precision. Raises `RunError` for one that is not known."""
-    arithmetic: Arithmetic = "float32" if precision == "float32" else "bfloat16"
-    peak = peak_tflops(gpu, arithmetic)
+    peak = peak_tflops(gpu, arithmetic_of(precision))
     if peak is None:
         if peak_tflops(gpu, "float32") is None:
             raise RunError(f"--gpu {gpu}: its speed is not known here; known are {', '.join(PEAKS)}")

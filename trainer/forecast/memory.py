@@ -1,8 +1,7 @@
 """What each GPU holds at its fullest, by component, at each ZeRO stage.
 
-Which of DeepSpeed's buffers exist at which stage was read in its source (0.19.8, `runtime/zero/`); the bucket of
-gradients is allocated whole at stages 1 to 3, with the size that `trainer.deepspeed_setup` gives; other sizes are
-DeepSpeed's defaults.
+Which of DeepSpeed's buffers exist at which stage was read in its source (0.19.8, `runtime/zero/`), and compared
+with real engines (`benchmarks/forecast.py`).
 """
 
 from dataclasses import dataclass
@@ -73,10 +72,8 @@ def memory(
     lasting = kept | {"optimiser": optimizer, "queue": float(counts.queue_rows + counts.queue_notes)}
     lasting["buffers"] = float(counts.buffers)
     if stage == 3:
-        # of the momentum encoders only what is gathered ahead: no backward pass comes back to them
-        lasting["gathered weights"] = FLOAT * float(
-            min(counts.trained + counts.frozen, MOST_GATHERED) + min(counts.momentum, PREFETCHED)
-        )
+        # those of the momentum encoders go again, module by module: no backward pass comes back to them
+        lasting["gathered weights"] = FLOAT * float(min(counts.trained + counts.frozen, MOST_GATHERED))
     moments = _moments(counts, step, stage, processes, offloads)
     fullest = max(moments, key=lambda moment: sum(moment.values()))
     anchors, keys = tile_keys
@@ -93,25 +90,25 @@ def _moments(
     """What comes and goes, at the fullest moment of the backward pass, and when gradients meet the optimiser."""
     trained, part, bucket = float(FLOAT * counts.trained), 1 / processes, float(FLOAT * min(BUCKET, counts.trained))
     before, after, largest = step.before, step.after, float(FLOAT * counts.largest)
-    filled = min(trained, bucket)
     if stage == 0:
         forward = _moment(0.0, before.temporary, 0.0)
         backward = _moment(after.gradients, after.both - after.gradients, 0.0)
-        return forward, backward, _moment(trained, 0.0, filled if processes > 1 else 0.0)
+        return forward, backward, _moment(trained, 0.0, bucket if processes > 1 else 0.0)
     if stage == 3:
         own = 0.0 if offloads else trained * part
-        scattering = filled if trained > bucket else 0.0
+        scattering = bucket if trained > bucket else 0.0
         forward, backward = (_moment(own, peak.temporary, bucket) for peak in (before, after))
         backward["buckets"] += scattering
-        # the largest weights, of both pairs of encoders, are gathered apart from the others
-        return forward, backward, _moment(own, 0.0, bucket + max(filled, own, 2 * largest))
+        # before the first block: what is gathered ahead for the momentum encoders, and both largest weights apart
+        ahead = FLOAT * min(counts.momentum, PREFETCHED) + 2 * largest
+        return forward, backward, _moment(own, 0.0, bucket + max(bucket, own, ahead))
     # gradients of all weights of which a rank has any part; they stay until the next step's take their place
     own = 0.0 if offloads else trained if processes == 1 else min(trained, trained * part + largest)
     held = own * (2 if stage == 2 and step.micro_batches > 1 else 1)
     staging = largest if offloads else 0.0
     forward = _moment(held, before.temporary, staging)
     # in a flat copy of what is in the bucket; gradients of the step before may wait for the garbage collector
-    reducing = _moment(held + own, 0.0, bucket + filled + staging)
+    reducing = _moment(held + own, 0.0, 2 * bucket + staging)
     if stage == 1:
         backward = _moment(after.gradients + held, after.both - after.gradients, bucket + staging)
     else:

@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shards.order import LANES
+from shards.progress import counted
 from trainer.forecast.communication import sent
 from trainer.forecast.forecast import GB, Forecast
 from trainer.forecast.memory import Memory
@@ -29,14 +30,15 @@ def _line(text: str) -> Text:
 
 def _heading(forecast: Forecast) -> list[str]:
     counts, model, data = forecast.measured.counts, forecast.recipe.model, forecast.recipe.data
-    share = data.global_batch_size // forecast.machine.gpus
+    gpus, precision = forecast.machine.gpus, forecast.recipe.engine.precision
+    share = data.global_batch_size // gpus
     parts = {"trained": counts.trained, "frozen": counts.frozen, "momentum encoders": counts.momentum}
     numbers = ", ".join(f"{number / 1e6:,.1f} M {name}" for name, number in parts.items() if number)
     size = min(forecast.recipe.engine.micro_batch_size or share, share)
     return [
         f"model   {model.framework} on {model.architecture}: parameters {numbers}",
-        f"batch   {data.global_batch_size:,} pairs on {forecast.machine.gpus:,} GPUs: {share:,} each, "
-        f"{size:,} at once, {forecast.recipe.engine.precision}",
+        f"batch   {data.global_batch_size:,} pairs on {counted(gpus, 'GPU')}: {share:,} each, {size:,} at once, "
+        f"{precision}",
     ]
 
 

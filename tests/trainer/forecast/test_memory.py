@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from trainer.config import EngineConfig
-from trainer.deepspeed_setup import BUCKET
 from trainer.forecast.empty_model import Counts
 from trainer.forecast.live_bytes import Peak
 from trainer.forecast.memory import FLOAT, Memory, memory
@@ -25,7 +24,7 @@ COUNTS = Counts(
 )
 STEP = StepCost(
     before=Peak(7000 * M, 7000 * M, 0),
-    after=Peak(6000 * M, 6100 * M, 200 * M),
+    after=Peak(6900 * M, 7000 * M, 200 * M),
     flops=1.0,
     useful_flops=1.0,
     exchanges={},
@@ -47,17 +46,18 @@ def test_what_is_shared_out_at_each_stage() -> None:
     assert [one["optimiser"] / (FLOAT * M) for one in stages] == [200, 300 / 8, 300 / 8, 200 / 8]
     assert {one["queue"] for one in stages} == {51 * M}
     assert [one["prototypes"] / M for one in stages] == [6, 6, 6, 2.5]
-    assert stages[3]["gathered weights"] == FLOAT * (110 + 50) * M
+    assert stages[3]["gathered weights"] == FLOAT * 110 * M
     assert "gathered weights" not in stages[2]
 
 
 def test_the_fullest_moment() -> None:
+    # without a bucket before the first gradient, with it after
     assert (at(0).gpu["activations"], at(0).gpu["buckets"]) == (7000 * M, 0)
-    # without a bucket before the first gradient, with it after, which is more where the bucket is large
-    assert (at(2).gpu["activations"], at(2).gpu["buckets"]) == (7000 * M, 0)
-    large = memory(replace(COUNTS, trained=600 * M), STEP, EngineConfig(), 2, 8, (64, 512)).gpu
-    assert (large["activations"], large["buckets"]) == (6000 * M, FLOAT * BUCKET)
+    assert (at(2).gpu["activations"], at(2).gpu["buckets"]) == (6900 * M, FLOAT * 100 * M)
     assert (at(3).gpu["activations"], at(3).gpu["buckets"]) == (7000 * M, FLOAT * 100 * M)
+    # no larger than all gradients, nor than DeepSpeed has it
+    many = replace(COUNTS, trained=900 * M)
+    assert memory(many, STEP, EngineConfig(), 2, 8, (64, 512)).gpu["buckets"] == FLOAT * 500 * M
     assert at(3).gpu["gradients"] == FLOAT * 100 * M / 8
 
 
