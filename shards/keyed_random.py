@@ -34,7 +34,12 @@ def key_of(*parts: int) -> np.uint64:
 
     Raises `OverflowError` for others.
     """
-    state = 0
+    return extended(np.uint64(0), *parts)
+
+
+def extended(key: np.uint64, *parts: int) -> np.uint64:
+    """A key with further parts: `extended(key_of(1, 2), 3) == key_of(1, 2, 3)`."""
+    state = int(key)
     for part in parts:
         number = int(part)
         if not 0 <= number <= _MASK:

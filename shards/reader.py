@@ -86,7 +86,10 @@ class ShardReader:
         data = self._bytes(location).read(location, index, row)
         if len(data) != index.sizes[row]:
             raise SampleError(f"{self.name(shard, row)}: the shard ends early; check it against its manifest")
-        return parse_sample(data, self.name(shard, row))
+        try:
+            return parse_sample(data)
+        except SampleError as error:
+            raise SampleError(f"{self.name(shard, row)}: {error}") from None
 
     def prefetch(self, shard: int, first: int, last: int) -> bool:
         """Have rows `first .. last - 1` of `shard`, at least one, brought up in one sweep, without waiting.

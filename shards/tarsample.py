@@ -21,10 +21,11 @@ class TarSample:
     """The data set's own: one a caption, or none at all."""
 
 
-def parse_sample(data: bytes, where: str) -> TarSample:
-    """Parse the bytes that an index's `offset` and `size` span; `where` names the sample in errors.
+def parse_sample(data: bytes) -> TarSample:
+    """Parse the bytes that an index's `offset` and `size` span.
 
-    Raises `SampleError` when they are damaged, or hold neither image nor regions, or no captions.
+    Raises `SampleError` when they are damaged, or hold neither image nor regions, or no captions; which sample
+    it is, the caller adds.
     """
     try:
         named = [(split_name(name), content) for name, content in members_of(data)]
@@ -32,10 +33,10 @@ def parse_sample(data: bytes, where: str) -> TarSample:
         label = label_of(members)
         regions = next((decode_regions(content) for extension, content in members if extension == REGIONS), None)
     except (tarfile.TarError, ValueError, EOFError) as error:
-        raise SampleError(f"{where}: damaged sample ({error}); check the file against its manifest") from None
+        raise SampleError(f"damaged sample ({error}); check the file against its manifest") from None
     image = image_of(members)
     if (image is None and regions is None) or not label.captions:
-        raise SampleError(f"{where}: the sample holds no {'image' if label.captions else 'captions'}")
+        raise SampleError(f"the sample holds no {'image' if label.captions else 'captions'}")
     return TarSample(image, label.captions, regions, label.caption_ids)
 
 

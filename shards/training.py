@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from shards.augment import drop_regions
 from shards.batch import Batch, Undecodable, stack_images, stack_regions
 from shards.errors import DataError, SampleError
 from shards.images import Transform
-from shards.keyed_random import below, key_of
+from shards.keyed_random import below, extended, key_of
 from shards.manifest import Manifest
 from shards.mixture import DatasetRuns, Located, MixtureOrder, epoch_counts, sampling_counts
 from shards.read_ahead import ReadAhead
@@ -36,6 +37,7 @@ class Unkeyed:
         return self.tokenize(captions)
 
 
+_key_of = lru_cache(maxsize=64)(key_of)  # what the keys of a batch have in common is worked out once
 _CROP, _CAPTION, _WORDS, _REGIONS = 3, 4, 7, 8  # what a random number is for; part of its key
 BATCHES_AHEAD = 2
 """What this many of a worker's next batches need is read ahead."""
@@ -150,6 +152,8 @@ class TrainDataset(Dataset[Batch]):
         self.loaders = [SampleLoader(part.manifest, transform, training_set.holds) for part in training_set.parts]
         self.order = MixtureOrder([part.sizes for part in training_set.parts], training_set.counts, seed)
         self.ahead = ReadAhead(self.loaders, [part.captions == "all" for part in training_set.parts])
+        self._runs: dict[Request, list[DatasetRuns]] = {}
+        """Of the batches that were last read ahead: each is asked for as one of three, and computed once."""
 
     def _positions(self, request: Request) -> npt.NDArray[np.int64]:
         """Of the whole global batch; what the epoch lacks is filled from its start."""
@@ -161,14 +165,14 @@ class TrainDataset(Dataset[Batch]):
         """Have the readers bring up the runs of this batch, and of this worker's next ones."""
         worker = get_worker_info()
         stride = (worker.num_workers if worker else 1) * request.global_batch_size
-        found: list[DatasetRuns] = []
-        for step in range(1 + BATCHES_AHEAD):
-            position = request.position + step * stride
-            if step and position >= self.training_set.num_visits:
-                break  # the next epoch's first runs are read without notice
-            positions = self._positions(replace(request, position=position))[request.first : request.last]
-            found += self.order.runs(request.epoch, positions)
-        self.ahead.tell(found)
+        ahead = (replace(request, position=request.position + step * stride) for step in range(1 + BATCHES_AHEAD))
+        # the next epoch's first runs are read without notice
+        within = [one for one in ahead if one.position < self.training_set.num_visits]
+        self._runs = {one: self._runs.get(one) or self._runs_of(one) for one in within}
+        self.ahead.tell(chain.from_iterable(self._runs.values()))
+
+    def _runs_of(self, request: Request) -> list[DatasetRuns]:
+        return self.order.runs(request.epoch, self._positions(request)[request.first : request.last])
 
     def _visits(self, located: Located) -> list[_Visit]:
         return [self._visit(*place) for place in zip(*(column.tolist() for column in located), strict=True)]
@@ -234,7 +238,7 @@ class TrainDataset(Dataset[Batch]):
 
     def _key(self, visit: _Visit, purpose: int) -> np.uint64:
         turn = () if visit.caption is None else (visit.caption,)
-        return key_of(self.seed, visit.epoch, purpose, visit.sample, *turn)
+        return extended(_key_of(self.seed, visit.epoch, purpose), visit.sample, *turn)
 
     def _caption(self, visit: _Visit, captions: list[str]) -> str:
         if visit.caption is not None:

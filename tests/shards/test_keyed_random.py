@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.keyed_random import below, key_of, mix, mix_int, permutation, uniforms
+from shards.keyed_random import below, extended, key_of, mix, mix_int, permutation, uniforms
 
 PARTS = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4)
 
@@ -69,6 +69,11 @@ def test_permutations_of_neighbouring_keys_are_unrelated() -> None:
     for one, other in pairwise(orders):
         assert np.mean(one == other) < 0.02
         assert abs(np.corrcoef(one, other)[0, 1]) < 0.15
+
+
+def test_a_key_can_be_built_in_steps() -> None:
+    assert extended(key_of(1, 2), 3, 4) == key_of(1, 2, 3, 4)
+    assert extended(key_of(1, 2)) == key_of(1, 2)
 
 
 def test_uniforms_fill_the_unit_interval_evenly() -> None:

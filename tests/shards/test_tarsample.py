@@ -53,7 +53,7 @@ def test_members_are_those_that_tarfile_finds(name: str, fields: dict[str, objec
     except ValueError as error:
         pytest.skip(f"the format cannot say it: {error}")
     assert members_of(data) == by_tarfile(data)
-    assert parse_sample(data, "here") == TarSample(b"x" * 700, ["a dog", "ein Bär"])
+    assert parse_sample(data) == TarSample(b"x" * 700, ["a dog", "ein Bär"])
 
 
 @given(st.lists(st.tuples(st.text("ab./ é", min_size=1, max_size=120), st.binary(max_size=1200)), max_size=4))
@@ -87,29 +87,29 @@ def test_links_and_folders_are_no_members() -> None:
     folder, link = tarfile.TarInfo("folder"), tarfile.TarInfo("folder/a.png")
     folder.type, link.type, link.linkname = tarfile.DIRTYPE, tarfile.LNKTYPE, "a.jpg"
     data = folder.tobuf() + tar([("a.jpg", b"x"), ("a.json", LABEL)])
-    assert parse_sample(data, "here").image == b"x"
+    assert parse_sample(data).image == b"x"
     assert [name for name, _data in members_of(data)] == ["a.jpg", "a.json"]
 
 
 @pytest.mark.parametrize(
     ("members", "text"),
     [
-        ([("a.json", LABEL)], "here: the sample holds no image"),
-        ([("a.jpg", b"x")], "here: the sample holds no captions"),
-        ([("a.jpg", b"x"), ("a.json", b'{"captions": []}')], "here: the sample holds no captions"),
-        ([("a.jpg", b"x"), ("a.json", b"{}")], "here: the sample holds no captions"),
-        ([("a.jpg", b"x"), ("a.json", b"[1]")], "here: the sample holds no captions"),
-        ([("a.jpg", b"x"), ("a.json", b"\xff")], "here: damaged sample"),
-        ([], "here: damaged sample"),
+        ([("a.json", LABEL)], "the sample holds no image"),
+        ([("a.jpg", b"x")], "the sample holds no captions"),
+        ([("a.jpg", b"x"), ("a.json", b'{"captions": []}')], "the sample holds no captions"),
+        ([("a.jpg", b"x"), ("a.json", b"{}")], "the sample holds no captions"),
+        ([("a.jpg", b"x"), ("a.json", b"[1]")], "the sample holds no captions"),
+        ([("a.jpg", b"x"), ("a.json", b"\xff")], "damaged sample"),
+        ([], "damaged sample"),
     ],
 )
 def test_what_is_no_sample_is_refused_by_name(members: list[tuple[str, bytes]], text: str) -> None:
     with pytest.raises(DataError, match=text):
-        parse_sample(tar(members), "here")
+        parse_sample(tar(members))
 
 
 def test_our_own_samples_need_no_tarfile(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cost of `tarfile` on every sample is what the hand-written reading is there to save."""
     data = tar([("a.jpg", b"x" * 700), ("a.json", LABEL)], tarfile.PAX_FORMAT, mode=0o444)
     monkeypatch.setattr(tarfile, "open", None)
-    assert parse_sample(data, "here").captions == ["a dog", "ein Bär"]
+    assert parse_sample(data).captions == ["a dog", "ein Bär"]

@@ -48,7 +48,7 @@ def test_the_index_spans_each_sample_with_its_headers(tmp_path: Path) -> None:
             alone = data[offset : offset + size]
             with tarfile.open(fileobj=io.BytesIO(alone)) as tar:
                 assert tar.getnames() == [f"{index.key(row)}.jpg", f"{index.key(row)}.json"]
-            sample = parse_sample(alone, "here")
+            sample = parse_sample(alone)
             assert sample.image == encoded(number)
             assert index.crc32[row] == zlib.crc32(alone)
             assert index.content[row] == content_hash(encoded(number))
