@@ -32,6 +32,8 @@ ROWS = {
     "aahr without prototypes": ["model.framework=aahr", "loss.prototypes.weight=0"],
     "aahr without momentum contrast": ["model.framework=aahr", "loss.momentum_contrast.weight=0"],
     "aahr without relations": ["model.framework=aahr", *UNRELATED],
+    "aahr, momentum towers shared": ["model.framework=aahr", "loss.momentum.towers=shared"],
+    "aahr, momentum encoders in bfloat16": ["model.framework=aahr", "loss.momentum.precision=bfloat16"],
     "amsps without consensus": ["model.framework=amsps"],
     "amsps, level 1 alone": ["model.framework=amsps", "model.consensus.concepts=CONCEPTS", *levels()],
     "amsps without mining": [
@@ -52,7 +54,7 @@ def itm(*arguments: object) -> None:
 def measure(
     recipe: Path, train: Path, val: Path, test: Path, run: Path, settings: list[str], processes: int
 ) -> dict[str, float]:
-    """Recalls on test of one run, which is trained unless it was."""
+    """Recalls on test of one run's best checkpoint, and what its last one gave on val; it is trained unless it was."""
     result = run / "test.json"
     if not result.is_file():
         split = [f"data.train={train}", f"data.val={val}"]
@@ -62,7 +64,8 @@ def measure(
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rate = statistics.median(row["samples_per_second"] for row in rows)
     recalls = {f"{side} R@{k}": found[side][f"r{k}"] for side in ("i2t", "t2i") for k in (1, 5, 10)}
-    return {**recalls, "rSum": found["rsum"], "samples/s": rate}
+    last = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])["rsum"]
+    return {**recalls, "rSum": found["rsum"], "last, on val": last, "samples/s": rate}
 
 
 def row_of(name: str, found: list[dict[str, float]]) -> str:
