@@ -54,7 +54,7 @@ def itm(*arguments: object) -> None:
 def measure(
     recipe: Path, train: Path, val: Path, test: Path, run: Path, settings: list[str], processes: int
 ) -> dict[str, float]:
-    """Recalls on test of one run's best checkpoint, and what its last one gave on val; it is trained unless it was."""
+    """Recalls on test of a run's best checkpoint, and the sum of its last one's on val. Trains it unless it was."""
     result = run / "test.json"
     if not result.is_file():
         split = [f"data.train={train}", f"data.val={val}"]
