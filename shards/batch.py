@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
-from torch.utils.data import default_collate
 
 from shards.images import Pixels
 from shards.sources.record import Regions
+from shards.worker_memory import batch_memory
 
 NO_ID = -1
 
@@ -27,6 +27,8 @@ class Batch:
     """Images, or their regions, with their captions. B images, C captions, T tokens, R regions.
 
     In training C = B and caption i belongs to image i; in evaluation an image has any number of captions.
+    Images and regions that a loader's worker made, unless they are pinned, stay as they are until the second next
+    batch is taken: what is to last longer is to be copied.
     """
 
     images: torch.Tensor | None
@@ -66,8 +68,10 @@ def stack_images(pixels: Sequence[Pixels | None]) -> torch.Tensor | None:
     """(B, side, side, 3) uint8, or None where the data set holds no images."""
     held = [one for one in pixels if one is not None]
     assert len(held) in (0, len(pixels)), "rows without an image would shift the others"
-    # in a loader's worker this stacks into memory that the training process shares, without a further copy
-    return default_collate([torch.from_numpy(one) for one in held]) if held else None
+    if not held:
+        return None
+    stacked = batch_memory("images", (len(held), *held[0].shape), torch.uint8)
+    return torch.stack([torch.from_numpy(one) for one in held], out=stacked)
 
 
 def stack_regions(regions: Sequence[Regions | None]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -77,9 +81,10 @@ def stack_regions(regions: Sequence[Regions | None]) -> tuple[torch.Tensor | Non
     if not held:
         return None, None
     most = max(len(one) for one in held)
-    stacked = torch.zeros(len(held), most, held[0].shape[1])
+    stacked = batch_memory("regions", (len(held), most, held[0].shape[1]), torch.float32)
     mask = torch.zeros(len(held), most, dtype=torch.bool)
     for row, one in enumerate(held):
         stacked[row, : len(one)] = torch.from_numpy(one)
+        stacked[row, len(one) :] = 0
         mask[row, : len(one)] = True
     return stacked, mask

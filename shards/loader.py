@@ -20,6 +20,7 @@ from shards.batch import Batch
 from shards.errors import DataError
 from shards.signals import held
 from shards.training import Request, TrainDataset
+from shards.worker_memory import PREFETCH
 
 LastBatch = Literal["drop", "pad"]
 
@@ -68,7 +69,7 @@ def serve(dataset: Dataset[Batch], requests: Iterable[Any], workers: int, pin: b
         batch_size=None,
         num_workers=workers,
         pin_memory=pin,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
         worker_init_fn=_begin if workers else None,
         # not fork: the training process holds threads of its collectives
         multiprocessing_context="spawn" if workers else None,
