@@ -142,19 +142,14 @@ class ModelConfig(_Config):
         return self.image.inputs != "pixels"
 
 
-HINGE_WEIGHT = 128.0
-"""Of the terms that AAHR and VSE++ sum over their batch, of 128 pairs, where ours are means over the anchors.
-
-Whatever the batch, they then stand to the other terms as they do in the papers, whose weights those have.
-"""
-
-
 class BaseLossConfig(_Config):
     """L_base, the hinge with one negative of the global batch an anchor: the hardest (VSE++, Faghri et al.,
     BMVC 2018), or one drawn by the inverse density of its distance (AAHR's default; Wu et al., ICCV 2017)."""
 
     weight: float = Field(
-        HINGE_WEIGHT, ge=0, description="of the term, a mean over anchors; 128: as much as the papers' sum over 128"
+        1.0,
+        ge=0,
+        description="of the term, a mean over anchors; 128 is the balance of AAHR's code, which sums",
     )
     margin: float = Field(0.2, ge=0, description="in units of cosine similarity")
     all_negatives_steps: int | None = Field(
@@ -247,9 +242,7 @@ class MomentumConfig(_Config):
 class RelationsConfig(_Config):
     """L_rel, instance-neighbourhood relations within groups of pairs (AAHR; Fu et al., CVPR 2023)."""
 
-    weight: float = Field(
-        HINGE_WEIGHT, ge=0, description="of the term, a mean over anchors; 128: as much as the papers' sum over 128"
-    )
+    weight: float = Field(1.0, ge=0, description="of the term; see loss.base.weight")
     start_step: int = Field(8000, ge=0, description="optimiser steps before the term counts")
     group: int = Field(
         0, ge=0, description="consecutive pairs of the global batch that see each other; 0: model.norm_group"
@@ -283,9 +276,7 @@ class ConsensusLossConfig(_Config):
 class AhrlConfig(_Config):
     """AHRL, the adaptive hierarchical reinforcement loss of AMSPS (arXiv 2311.05425; docs/algorithm.md)."""
 
-    weight: float = Field(
-        HINGE_WEIGHT, ge=0, description="of the term, a mean over anchors; 128: as much as the papers' sum over 128"
-    )
+    weight: float = Field(1.0, ge=0, description="of the term; see loss.base.weight")
     start_step: int = Field(
         0, ge=0, description="optimiser steps before the levels that need the queue join the first"
     )
