@@ -4,12 +4,16 @@ Fresh shared memory for every batch is what a worker costs beside its samples: t
 and takes it back when the batch is done with.
 """
 
+import errno
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from math import prod
 
 import torch
 from torch.utils.data import get_worker_info
+
+from shards.errors import DataError
 
 PREFETCH = 4
 """Batches that a worker makes ahead of the one that was taken from it last."""
@@ -19,7 +23,15 @@ IN_USE = 2
 
 def _shared(size: int) -> torch.Tensor:
     piece = torch.empty(size, dtype=torch.uint8)
-    piece.share_memory_()  # type: ignore[no-untyped-call]
+    try:
+        piece.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise DataError(
+            f"/dev/shm is full: each loader worker keeps {PREFETCH + IN_USE} batches of {size / 1e6:,.0f} MB "
+            "there; enlarge it (containers: --shm-size), or lower data.workers"
+        ) from None
     return piece
 
 
@@ -31,7 +43,7 @@ class Turns:
         self._turn = 0
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialised tensor in the next piece."""
+        """An uninitialised tensor in the next piece. Raises `DataError` where shared memory is full."""
         size = prod(shape) * dtype.itemsize
         if len(self._pieces[self._turn]) < size:
             self._pieces[self._turn] = _shared(size)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from shards import worker_memory
 from shards.batch import Batch, stack_images, stack_regions
+from shards.errors import DataError
 from shards.images import random_resized_crop
 from shards.loader import Rank, TrainLoader
 from shards.manifest import Manifest
@@ -58,6 +59,17 @@ def test_what_stood_in_the_memory_before_is_no_part_of_a_batch(monkeypatch: pyte
     assert regions.is_shared()
     assert regions[..., 0].tolist() == [[1, 0, 0], [1, 1, 1]]
     assert mask.tolist() == [[True, False, False], [True, True, True]]
+
+
+def test_full_shared_memory_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def share(_tensor: torch.Tensor) -> None:
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+        )
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", share)
+    with pytest.raises(DataError, match="6 batches of 12 MB there; enlarge it"):
+        Turns().empty((3, 2_000_000), torch.int16)
 
 
 def length(captions: list[str]) -> torch.Tensor:
