@@ -4,6 +4,7 @@ Each rank builds one run after another in its process, and what the loader gives
 """
 
 import os
+from copy import deepcopy
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def measure(rank: int, size: int, port: int, settings: tuple[str, ...], folder: 
     batches = {}
     for workers in WORKERS:
         trainer = trainer_of(settings, world, f"data.workers={workers}")
-        batches[workers] = list(islice(trainer.loader, STEPS))
+        # copies: what a worker made does not last
+        batches[workers] = [deepcopy(batch) for batch in islice(trainer.loader, STEPS)]
         trainer.engine.destroy()
     found: dict[Any, Any] = {"batches": batches}
     for stage, parts in product(STAGES, (1, 2)):
