@@ -50,7 +50,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
         meter = Meter(recipe, torch.device("cpu"), 0, 0)
-        tracer = Tracer(10**9, Path(folder), 0, torch.device("cpu"))
+        tracer = Tracer(10**9, Path(folder), 0, torch.device("cpu"), arrive=lambda: None)
         with RunLog(Path(folder) / "run", 10**9, 0, recipe) as log:
 
             def every(step: int) -> None:

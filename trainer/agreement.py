@@ -37,6 +37,11 @@ class Agreement:
         before = self.exchange(own)
         return [early or now for early, now in zip(before, self._read(), strict=True)] if self.group else before
 
+    def arrive(self) -> None:
+        """Wait until the exchange under way is through; the next call reads it all the same."""
+        if self._under_way is not None:
+            self._under_way[1].wait()
+
     def _read(self) -> list[bool]:
         if self._under_way is None:
             return [False] * self.num_flags

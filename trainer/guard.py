@@ -39,6 +39,10 @@ class Guard:
         """
         return self._judge(self._agreement.settle([self._asked, self._finite.found(wait=True)]))
 
+    def arrive(self) -> None:
+        """Wait until nothing of this is under way between the hosts."""
+        self._agreement.arrive()
+
     @property
     def _asked(self) -> bool:
         return self.stop.reason is not None

@@ -136,7 +136,7 @@ class Trainer:
         recipe, plan = self.recipe, self.plan
         checkpoint_every = plan.steps_between(recipe.checkpoint.every_epochs)
         meter = Meter(recipe, self.device, self.world.rank, self.step)
-        tracer = Tracer(recipe.log.trace_step, plan.run_dir, self.world.rank, self.device)
+        tracer = Tracer(recipe.log.trace_step, plan.run_dir, self.world.rank, self.device, self.guard.arrive)
         self.engine.train()
         if plan.owes_evaluation:
             if self._save(log, evaluates=True):

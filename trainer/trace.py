@@ -4,7 +4,7 @@ import gzip
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -28,8 +28,12 @@ class Tracer:
     text, a table of the operations that took longest.
     """
 
-    def __init__(self, step: int | None, run_dir: Path, rank: int, device: torch.device) -> None:
-        self.step, self.folder, self.rank = step, run_dir / FOLDER, rank
+    def __init__(
+        self, step: int | None, run_dir: Path, rank: int, device: torch.device, arrive: Callable[[], None]
+    ) -> None:
+        """`arrive` waits until no exchange is under way. Where one may end in gloo's thread while the profiler starts
+        or stops, one run in six was seen to end by a signal: the process's memory was damaged."""
+        self.step, self.folder, self.rank, self.arrive = step, run_dir / FOLDER, rank, arrive
         self.on_gpu = device.type == "cuda"
         self._profile: profile | None = None
 
@@ -39,6 +43,7 @@ class Tracer:
         if self.step is None or not self.step - 1 <= step <= self.step:
             yield
             return
+        self.arrive()
         if self._profile is None:
             self._profile = self._started(self.step - step)
         elif step == self.step:
@@ -46,6 +51,7 @@ class Tracer:
             self._profile.step()
         yield
         if step == self.step:
+            self.arrive()
             self._profile.stop()
             self._profile = None
 
