@@ -31,8 +31,8 @@ class Tracer:
     def __init__(
         self, step: int | None, run_dir: Path, rank: int, device: torch.device, arrive: Callable[[], None]
     ) -> None:
-        """`arrive` waits until no exchange is under way: where one ended in gloo's thread while the profiler started
-        or stopped, one run in six was seen to end by a signal, its memory damaged."""
+        """`arrive` waits until no exchange is under way: where one ended in gloo's thread while the profiler began
+        or ended, one run in six was seen to end by a signal, its memory damaged."""
         self.step, self.folder, self.rank, self.arrive = step, run_dir / FOLDER, rank, arrive
         self.on_gpu = device.type == "cuda"
         self._profile: profile | None = None
