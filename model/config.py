@@ -153,10 +153,13 @@ class BaseLossConfig(_Config):
     )
     margin: float = Field(0.2, ge=0, description="in units of cosine similarity")
     all_negatives_steps: int | None = Field(
-        None, ge=0, description="steps with the mean over all negatives before the hardest; null: the first epoch"
+        None,
+        ge=0,
+        description="steps with the mean over all negatives before one is chosen; "
+        "null: the first epoch before the hardest, none before distance-weighted ones",
     )
     negatives: Literal["hardest", "distance-weighted"] = Field(
-        "hardest", description="how an anchor's negative is chosen; distance-weighted does so from the first step"
+        "hardest", description="how an anchor's negative is chosen"
     )
     cutoff: float = Field(
         1.7,

@@ -23,8 +23,10 @@ class HingeRanker(nn.Module):
     def __init__(self, config: BaseLossConfig, steps_per_epoch: int) -> None:
         super().__init__()
         self.config = config
+        self.hardest = config.negatives == "hardest"
         first = config.all_negatives_steps
-        self.all_negatives_steps = steps_per_epoch if first is None else first
+        default = steps_per_epoch if self.hardest else 0  # AAHR's code draws from its first step on
+        self.all_negatives_steps = default if first is None else first
 
     def forward(self, view: View, step: Step) -> torch.Tensor:
         """-> (b,), both directions added."""
@@ -44,9 +46,9 @@ class HingeRanker(nn.Module):
     ) -> torch.Tensor:
         """(n, D) anchors and positives, their (n,) ids and positions -> (n,); `stream` tells draws apart."""
         config = self.config
-        if config.negatives == "hardest":
-            hardest = step.number >= self.all_negatives_steps
-            return hinge_loss(anchors, ids, positives, keys, config.margin, hardest)
+        mean = step.number < self.all_negatives_steps
+        if mean or self.hardest:
+            return hinge_loss(anchors, ids, positives, keys, config.margin, not mean)
         noise = PairNoise(positions, len(keys.ids), step.seed, step.number, stream)
         return distance_weighted_hinge(
             anchors, ids, positives, keys, config.margin, noise, config.cutoff, config.density_dimension

@@ -103,6 +103,19 @@ def test_the_hardest_negative_takes_over_at_the_configured_step(
     assert values == pytest.approx([mean] * switch + [hardest] * (8 - switch), abs=1e-5)
 
 
+@pytest.mark.parametrize(("setting", "switch"), [(None, 0), (3, 3)])
+def test_negatives_are_drawn_by_distance_after_the_steps_with_all_of_them(
+    encoders: DualEncoder, setting: int | None, switch: int
+) -> None:
+    drawn = {"negatives": "distance-weighted", "density_dimension": 4, "cutoff": 2.0}
+    framework, ids = base_alone(encoders, 5, all_negatives_steps=setting, **drawn), [0, 1, 2, 3]
+    with torch.no_grad():
+        values = [float(framework(*batch(ids), step)["base"]) for step in range(6)]
+        mean = float(expected_loss(encoders, ids, hardest=False))
+    assert [abs(value - mean) < 1e-5 for value in values] == [True] * switch + [False] * (6 - switch)
+    assert len(set(values[switch:])) > 1
+
+
 def test_pairs_of_one_image_only_have_no_loss(encoders: DualEncoder) -> None:
     losses = base_alone(encoders)(*batch([4, 4, 4, 4]), 0)
     assert losses["loss"].item() == 0
