@@ -13,9 +13,9 @@ import os
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import torch
+from resident import resident
 
 import model  # noqa: F401  (lets torchvision import)
 from trainer.config import Recipe
@@ -27,12 +27,6 @@ from trainer.forecast.step import STAGES, inputs_of, measure_step
 from trainer.gradient_cache import cached_gradients
 
 LAST = 100
-
-
-def resident(field: str) -> int:
-    """Bytes of this process, by a field of Linux's status: VmRSS now, VmHWM at its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
 def recipe_of(options: argparse.Namespace, stage: int) -> Recipe:

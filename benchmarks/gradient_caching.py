@@ -10,9 +10,9 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
+from resident import resident
 
 import model  # noqa: F401  (lets torchvision import)
 from model.caption_tokenizer import build_caption_tokenizer
@@ -23,12 +23,6 @@ from trainer.engine import build_encoders, build_framework, initialize, seed_ste
 from trainer.gradient_cache import cached_gradients
 
 CAPTION = "two dogs run over the wet grass behind a red ball that a man in a blue coat has thrown"
-
-
-def memory(field: str) -> float:
-    """MiB of this process, by a field of Linux's status: VmRSS now, VmHWM at its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
@@ -70,14 +64,14 @@ def measure(options: argparse.Namespace, parts: int) -> None:
         torch.arange(options.batch),
         torch.ones(options.batch, dtype=torch.bool),
     )
-    held, taken = memory("VmRSS"), 0.0
+    held, taken = resident("VmRSS"), 0.0
     for step in range(2):
         begin = time.perf_counter()
         cached_gradients(engine, framework, inputs, step, options.batch // parts, partial(seed_step, 0, step, 0))
         taken = time.perf_counter() - begin
         engine.step()
         framework.advance(step)
-    print(memory("VmHWM") - held, taken)
+    print((resident("VmHWM") - held) / 2**20, taken)
     leave()
 
 

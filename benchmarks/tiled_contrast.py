@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from resident import resident
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from model.losses.hinge import distance_weighted_hinge, hinge_loss
@@ -100,12 +101,6 @@ def plain(step: Step, loss: str) -> torch.Tensor:
         return (MARGIN + similarities.gather(1, drawn.unsqueeze(1)) - positive).clamp(min=0).squeeze(1)
     violation = (MARGIN + similarities - positive).clamp(min=0).masked_fill(masked, 0)
     return violation.amax(dim=1) if loss == "hardest" else violation.sum(dim=1) / (~masked).sum(dim=1)
-
-
-def resident(line: str) -> int:
-    """Bytes, from the kernel's account of this process."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(next(text for text in status.splitlines() if text.startswith(line)).split()[1])
 
 
 def measure(run: Callable[[], None], device: str, rounds: int) -> dict[str, float]:
