@@ -14,7 +14,7 @@ from torch.nn.functional import log_softmax, normalize
 
 from model.config import AhrlConfig
 from model.losses.ahrl import ahrl
-from model.losses.mining import Memory, Pairs
+from model.losses.pairs import Memory, Pairs
 
 ROUNDS = 3
 CONFIG = AhrlConfig()

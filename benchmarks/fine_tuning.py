@@ -46,8 +46,8 @@ def main() -> None:
             run = pretrained if name == "pretrained alone" else folder / name.replace(" ", "-").replace(",", "")
             settings = [f"run.init_from={init_from}", f"run.seed={seed}", f"schedule.epochs={epochs}"]
             splits = train, options.val, options.test
-            found = measure(recipe, *splits, run, [*options.settings, *settings], options.processes)
-            rows.setdefault(name, []).append(found)
+            recalls = measure(recipe, splits, run, [*options.settings, *settings], options.processes)
+            rows.setdefault(name, []).append(recalls)
     header = list(next(iter(rows.values()))[0])
     print("| | " + " | ".join(header) + " |\n|" + "---|" * (len(header) + 1))
     for name, found in rows.items():

@@ -70,6 +70,7 @@ def prepare(source: Path, folder: Path, side: int) -> int:
         with tarfile.open(folder / "webdataset" / f"{shard:06d}.tar", "w") as tar:
             for row in range(int(count)):
                 sample = reader.read(shard, row)
+                assert sample.image is not None
                 extension = EXTENSIONS[open_image(sample.image).format or ""]
                 for name, data in ((extension, sample.image), ("txt", sample.captions[0].encode())):
                     header = tarfile.TarInfo(f"{number:06d}.{name}")

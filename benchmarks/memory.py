@@ -108,8 +108,8 @@ def main() -> None:
         optimizer.zero_grad()
         framework.advance(step)
         this_step["step"] = now(device) - begin
-        for name, seconds in this_step.items():
-            taken[name] += [seconds] if step else []
+        for name, spent in this_step.items():
+            taken[name] += [spent] if step else []
 
     queue.images.normal_()
     queue.texts.normal_()

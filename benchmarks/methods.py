@@ -52,13 +52,17 @@ def itm(*arguments: object) -> None:
 
 
 def measure(
-    recipe: Path, train: Path, val: Path, test: Path, run: Path, settings: list[str], processes: int
+    recipe: Path, splits: tuple[Path, Path, Path], run: Path, settings: list[str], processes: int
 ) -> dict[str, float]:
-    """Recalls on test of a run's best checkpoint, and the sum of its last one's on val. Trains it unless it was."""
+    """Recalls on test of a run's best checkpoint, and the sum of its last one's on val. Trains it unless it was.
+
+    `splits` are train, val and test.
+    """
+    train, val, test = splits
     result = run / "test.json"
     if not result.is_file():
-        split = [f"data.train={train}", f"data.val={val}"]
-        itm("train", recipe, f"run.dir={run}", *split, *settings, "--processes", processes)
+        data = [f"data.train={train}", f"data.val={val}"]
+        itm("train", recipe, f"run.dir={run}", *data, *settings, "--processes", processes)
         itm("eval", run, "--data", test, "--out", result)
     found = json.loads(result.read_text())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -97,8 +101,8 @@ def main() -> None:
             row = [setting.replace("CONCEPTS", str(concepts)) for setting in ROWS[name]]
             run = options.out / name.replace(" ", "-").replace(",", "") / str(seed)
             settings = [*options.settings, *row, f"run.seed={seed}"]
-            splits = [options.data / split for split in ("train", "val", "test")]
-            found.append(measure(options.recipe, *splits, run, settings, options.processes))
+            splits = options.data / "train", options.data / "val", options.data / "test"
+            found.append(measure(options.recipe, splits, run, settings, options.processes))
         if not header:
             header = list(found[0])
             print("| method | " + " | ".join(header) + " |\n|" + "---|" * (len(header) + 1))

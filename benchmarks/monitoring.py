@@ -19,6 +19,7 @@ import torch.distributed as dist
 import model  # noqa: F401  (lets torchvision import)
 from shards.batch import Batch
 from trainer.config import LogConfig, Recipe
+from trainer.lease import Lease
 from trainer.logs import RunLog
 from trainer.meter import Meter
 from trainer.trace import Tracer
@@ -51,7 +52,7 @@ def main() -> None:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
         meter = Meter(recipe, torch.device("cpu"), 0, 0)
         tracer = Tracer(10**9, Path(folder), 0, torch.device("cpu"), arrive=lambda: None)
-        with RunLog(Path(folder) / "run", 10**9, 0, recipe) as log:
+        with Lease(Path(folder) / "run") as lease, RunLog(lease, 10**9, 0, recipe) as log:
 
             def every(step: int) -> None:
                 with tracer.around(step):

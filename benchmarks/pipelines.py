@@ -117,7 +117,7 @@ def streaming(folder: Path, side: int, workers: int) -> Iterator[Any]:
             return crop(Image.open(io.BytesIO(sample["image"])).convert("RGB")), sample["caption"]
 
     dataset = Photos(local=str(local), shuffle=True, batch_size=BATCH)
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         dataset, batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0, drop_last=True
     )
     while True:

@@ -7,7 +7,6 @@ read as in a real run, from a page cache that one shard's data fits into.
 import io
 import os
 import resource
-import sys
 import tempfile
 import time
 from functools import partial
@@ -76,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -80,7 +80,7 @@ class Shares:
     def backward(self, loss: torch.Tensor) -> None:
         """What was made last comes first, and each part ends where the next begins."""
         begin = self.clock()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         marks = [(begin, "losses"), *self._backward, (self.clock(), "")]
         for (first, name), (last, _next) in pairwise(marks):
             self.seconds[f"{name}, backward"] += last - first

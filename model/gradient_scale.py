@@ -40,7 +40,7 @@ class GradientScale:
         """Scale back the gradients of a module's weights. Once, before the engine is made."""
         for parameter in weights.parameters():
             if parameter.requires_grad:
-                parameter.register_hook(self._leave)  # type: ignore[no-untyped-call]
+                parameter.register_hook(self._leave)
 
     def _leave(self, gradient: torch.Tensor) -> torch.Tensor:
         return gradient / self.value

@@ -31,7 +31,7 @@ class _DeclareOperators(MetaPathFinder):
             if not extension._has_ops():
                 from torch.library import Library
 
-                library: Any = Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+                library: Any = Library("torchvision", "FRAGMENT")
                 for schema in _SCHEMAS:
                     library.define(schema)
                 _libraries.append(library)

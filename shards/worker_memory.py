@@ -24,7 +24,7 @@ IN_USE = 2
 def _shared(size: int) -> torch.Tensor:
     piece = torch.empty(size, dtype=torch.uint8)
     try:
-        piece.share_memory_()  # type: ignore[no-untyped-call]
+        piece.share_memory_()
     except RuntimeError as error:
         if os.strerror(errno.ENOSPC) not in str(error):
             raise

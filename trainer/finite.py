@@ -55,7 +55,7 @@ class FiniteCheck:
         if flags.device.type == "cuda":
             host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
             flags = host.copy_(flags, non_blocking=True)
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready = torch.cuda.Event()
             ready.record()
         self._count += 1
         self._attempts.append(_Attempt(self._count, step, samples, flags, ready))

@@ -21,7 +21,7 @@ NAMES = {
 }
 
 
-class Exchanges(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Exchanges(TorchDispatchMode):
     """Counts collectives and the bytes of the whole that each makes or takes, by kind.
 
     The whole is an all-gather's result and a reduce-scatter's argument.

@@ -28,7 +28,7 @@ class Peak:
             self.both, self.gradients = temporary + gradients, gradients
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class LiveBytes(TorchDispatchMode):
     """Counts the storages that operations make inside of this context, until they are freed.
 
     What a module held before does not count, such as its weights. Works on real tensors and on those without
@@ -53,7 +53,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> "LiveBytes":
         self._hooks = [
-            parameter.register_post_accumulate_grad_hook(self._accumulated)  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(self._accumulated)
             for parameter in self._parameters
             if parameter.requires_grad
         ]

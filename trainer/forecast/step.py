@@ -156,7 +156,7 @@ class _Engine:
 
     def backward(self, loss: torch.Tensor) -> None:
         before = self.counter.get_total_flops()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._flops[self._part] += self.counter.get_total_flops() - before
 
     def flops(self) -> float:
