@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
+from shards.errors import DataError
 from shards.images import Pixels
 from shards.sources.record import Regions
 from shards.worker_memory import batch_memory
@@ -75,13 +76,19 @@ def stack_images(pixels: Sequence[Pixels | None]) -> torch.Tensor | None:
 
 
 def stack_regions(regions: Sequence[Regions | None]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """(B, R, F) float32 and (B, R) bool, R the largest number of regions; None without regions."""
+    """(B, R, F) float32 and (B, R) bool, R the largest number of regions; None without regions.
+
+    Raises `DataError` where they differ in F.
+    """
     held = [one for one in regions if one is not None]
     assert len(held) in (0, len(regions)), "rows without regions would shift the others"
     if not held:
         return None, None
+    widths = sorted({one.shape[1] for one in held})
+    if len(widths) > 1:
+        raise DataError(f"regions of {widths[0]} and of {widths[-1]} features in one data set; convert them alike")
     most = max(len(one) for one in held)
-    stacked = batch_memory("regions", (len(held), most, held[0].shape[1]), torch.float32)
+    stacked = batch_memory("regions", (len(held), most, *widths), torch.float32)
     mask = torch.zeros(len(held), most, dtype=torch.bool)
     for row, one in enumerate(held):
         stacked[row, : len(one)] = torch.from_numpy(one)

@@ -32,9 +32,11 @@ class Span:
 class EvaluationDataset(Dataset[Batch]):
     """Maps a `Span` to a `Batch`. A sample that does not decode is an error: a measurement leaves nothing out."""
 
-    def __init__(self, manifest: Manifest, transform: Transform, tokenize: Tokenize) -> None:
+    def __init__(
+        self, manifest: Manifest, transform: Transform, tokenize: Tokenize, region_width: int | None = None
+    ) -> None:
         self.manifest, self.tokenize = manifest, tokenize
-        self.loader = SampleLoader(manifest, transform)
+        self.loader = SampleLoader(manifest, transform, region_width=region_width)
 
     def _read_ahead(self, spans: list[Span]) -> None:
         """Have the reader bring up the rows of the spans, all at once."""

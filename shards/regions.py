@@ -10,7 +10,7 @@ from shards.sources.record import Regions
 
 
 def decode_regions(content: bytes) -> Regions:
-    """Regions x features, float32. Raises `DecodeError` when the bytes are no such array.
+    """Regions x features, float32. Raises `DecodeError` when the bytes are no such array of finite values.
 
     Nothing is allocated before the header is known to agree with the bytes that follow it: a damaged one may
     claim petabytes.
@@ -30,4 +30,8 @@ def decode_regions(content: bytes) -> Regions:
     stream.seek(0)
     with decoding():
         array: Regions = np.lib.format.read_array(stream, allow_pickle=False)
-    return array.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+        regions: Regions = array.astype(np.float32, copy=False)
+    if not np.isfinite(regions).all():
+        raise DecodeError("regions with values that are not finite")
+    return regions

@@ -30,9 +30,18 @@ class Loaded:
 class SampleLoader:
     """Reads and decodes single samples of one folder of shards."""
 
-    def __init__(self, manifest: Manifest, transform: Transform, parts: Collection[str] | None = None) -> None:
-        """`parts` are those of `manifest.holds` that are wanted; all of them where it is not given."""
-        self.manifest, self.transform = manifest, transform
+    def __init__(
+        self,
+        manifest: Manifest,
+        transform: Transform,
+        parts: Collection[str] | None = None,
+        region_width: int | None = None,
+    ) -> None:
+        """`parts` are those of `manifest.holds` that are wanted; all of them where it is not given.
+
+        `region_width` is how many features a region must have, where that matters.
+        """
+        self.manifest, self.transform, self.region_width = manifest, transform, region_width
         self.parts = manifest.holds if parts is None else parts
         self.reader = ShardReader(manifest)
         self._caption_ends: OrderedDict[int, npt.NDArray[np.int64]] = OrderedDict()
@@ -57,6 +66,11 @@ class SampleLoader:
         for name, part in ((IMAGE, image), (REGIONS, regions)):
             if part is None and name in self.parts:
                 raise SampleError(f"{self.reader.name(shard, row)}: the sample holds no {name}")
+        if regions is not None and self.region_width not in (None, regions.shape[1]):
+            raise SampleError(
+                f"{self.reader.name(shard, row)}: its regions have {regions.shape[1]} features, "
+                f"not {self.region_width}"
+            )
         try:
             pixels = None if image is None else self.transform(image, key)
         except DecodeError as error:

@@ -146,10 +146,14 @@ class TrainDataset(Dataset[Batch]):
         tokenize: TokenizeVisits,
         seed: int = 0,
         region_drop: float = 0.0,
+        region_width: int | None = None,
     ) -> None:
+        """A sample whose regions are not of `region_width` features, where it is given, is replaced."""
         self.training_set, self.tokenize = training_set, tokenize
         self.seed, self.region_drop = seed, region_drop
-        self.loaders = [SampleLoader(part.manifest, transform, training_set.holds) for part in training_set.parts]
+        self.loaders = [
+            SampleLoader(part.manifest, transform, training_set.holds, region_width) for part in training_set.parts
+        ]
         self.order = MixtureOrder([part.sizes for part in training_set.parts], training_set.counts, seed)
         self.ahead = ReadAhead(self.loaders, [part.captions == "all" for part in training_set.parts])
         self._runs: dict[Request, list[DatasetRuns]] = {}

@@ -64,7 +64,7 @@ def step_flops(
     has no backward of its own. Not counted: what is done again in the backward pass (gradient checkpointing), the
     momentum encoders' forward pass, the losses and the optimiser. So a method with a queue shows a lower
     utilisation than CLIP on the same towers on the same device. Nothing is computed and no memory is taken: the
-    encoders are built without storage.
+    encoders are built without storage. Raises torch's `RuntimeError` for towers that look at values.
     """
     whole = {"gradient_checkpointing": False}
     image = config.image.model_copy(update=whole)

@@ -1,4 +1,4 @@
-"""What a model asks of its data: the side of its pictures, and captions as numbers."""
+"""What a model asks of its data: the side of its pictures, the width of its regions, captions as numbers."""
 
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,9 @@ from model.caption_tokenizer import CaptionTokenizer, build_caption_tokenizer
 from model.config import ModelConfig
 from model.towers.open_clip import tower_widths
 from shards.augment import mask_words
+from shards.evaluation import EvaluationDataset
+from shards.images import center_crop
+from shards.manifest import Manifest
 from shards.tools.concepts import Vocabulary, label_captions, read_vocabulary
 
 NO_PIXELS = 1
@@ -48,3 +51,14 @@ def caption_tokenizer(
 def image_side(config: ModelConfig) -> int:
     """Of the square pictures that a model takes, in pixels. Raises `ModelError`."""
     return tower_widths(config.architecture, config.image.size).image_size if config.reads_pixels else NO_PIXELS
+
+
+def region_width(config: ModelConfig) -> int | None:
+    """Features of the regions that a model takes, None where it takes none."""
+    return config.image.region_width if config.reads_regions else None
+
+
+def evaluation_set(config: ModelConfig, manifest: Manifest) -> EvaluationDataset:
+    """A split as a model takes it, without augmentation. Raises as the functions above do."""
+    transform, tokenize = center_crop(image_side(config)), caption_tokenizer(config)
+    return EvaluationDataset(manifest, transform, tokenize, region_width(config))

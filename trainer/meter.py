@@ -20,7 +20,7 @@ class Meter:
 
     def __init__(self, recipe: Recipe, device: torch.device, rank: int, step: int) -> None:
         self.recipe, self.device, self.is_main = recipe, device, rank == 0
-        self._flops = 0.0
+        self._flops: float | None = 0.0
         self._inputs: _Inputs | None = None
         self.restart(step)
 
@@ -47,8 +47,8 @@ class Meter:
         `samples_per_second` over all processes; `data_wait`, the share of the time that the rank which waits most
         waits for its batches; peaks since the process began, of the rank that has most, in GB: `memory_gb` of
         the process without its loader processes, `cuda_allocated_gb` by tensors, `cuda_reserved_gb` also what the
-        allocator keeps; on the main rank also `tflops_per_second` of useful arithmetic (`trainer.flops`) a process,
-        and `mfu`, its share of the device's peak where that is known.
+        allocator keeps; on the main rank also `tflops_per_second` of useful arithmetic (`trainer.flops`) a process, where that can be
+        counted, and `mfu`, its share of the device's peak where that is known.
         """
         steps, elapsed = step - self.first_step, time.perf_counter() - self.started
         peaks = _peaks(self.device)
@@ -66,9 +66,14 @@ class Meter:
         return row
 
     def _arithmetic(self, steps_per_second: float) -> dict[str, float]:
-        if not self._flops:
+        if self._flops == 0:
             assert self._inputs is not None
-            self._flops = step_flops(self.recipe.model, *self._inputs)
+            try:
+                self._flops = step_flops(self.recipe.model, *self._inputs)
+            except RuntimeError:  # towers that look at values cannot be run without any, to be counted
+                self._flops = None
+        if self._flops is None:
+            return {}
         tflops = self._flops * steps_per_second / 1e12
         row = {"tflops_per_second": float(f"{tflops:.4g}")}
         if self.device.type == "cuda":

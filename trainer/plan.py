@@ -17,7 +17,7 @@ from trainer.concepts import settle_concepts
 from trainer.config import DataConfig, PartConfig, Recipe
 from trainer.continuity import changes_of, check_model
 from trainer.errors import RunError
-from trainer.plan_checks import check_batch, check_splits
+from trainer.plan_checks import check_batch, check_splits, check_terms
 from trainer.recipe import run_folder
 
 
@@ -106,6 +106,7 @@ def make_plan(recipe: Recipe, processes: int, resume_from: Path | None = None) -
     val = read_manifest(recipe.data.val, cache_of(recipe.data)) if recipe.data.val else None
     check_splits(train, val, recipe.model)
     check_batch(recipe, train, processes)
+    check_terms(recipe)
     if val is not None and val.num_samples < processes:
         raise RunError(f"data.val={val.location}: {val.num_samples} samples for {processes} processes; start fewer")
     steps = steps_per_epoch(train.num_visits, recipe.data.global_batch_size, recipe.data.last_batch)

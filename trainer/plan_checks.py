@@ -1,17 +1,23 @@
 """Whether a recipe fits its data and the processes, key by key."""
 
+from contextlib import closing, suppress
+
+import torch
+
 from model.config import ModelConfig
 from model.memory.clustering import check_points
 from model.memory.queue import check_queue_size
-from model.terms.build import clusters, needs_memory, relates, relation_group
+from model.terms.build import build_terms, clusters, needs_memory, relates, relation_group
+from shards.errors import SampleError
 from shards.manifest import IMAGE, REGIONS, Manifest
+from shards.reader import ShardReader
 from shards.training import TrainingSet
 from trainer.config import Recipe
 from trainer.errors import RunError
 
 
 def check_splits(train: TrainingSet, val: Manifest | None, model: ModelConfig) -> None:
-    """Raise `RunError` for a test split, and for data without what the model reads."""
+    """Raise `RunError` for a test split, and for data that do not hold what the model reads."""
     wanted = {IMAGE: model.reads_pixels, REGIONS: model.reads_regions}
     manifests = [("data.train", part.manifest) for part in train.parts]
     for key, manifest in manifests + ([("data.val", val)] if val else []):
@@ -25,6 +31,36 @@ def check_splits(train: TrainingSet, val: Manifest | None, model: ModelConfig) -
                     f"{key}={manifest.location}: holds no {what}, and model.image.inputs={model.image.inputs} "
                     "reads them"
                 )
+        if model.reads_regions:
+            _check_region_width(key, manifest, model.image.region_width)
+
+
+def _check_region_width(key: str, manifest: Manifest, wanted: int) -> None:
+    shard = int(manifest.samples.argmax())
+    # a damaged sample says nothing of the others
+    with closing(ShardReader(manifest)) as reader, suppress(SampleError):
+        regions = reader.read(shard, 0).regions
+        if regions is not None and regions.shape[1] != wanted:
+            raise RunError(
+                f"model.image.region_width={wanted}: the regions of {key}={manifest.location} have "
+                f"{regions.shape[1]} features; set it to that"
+            )
+
+
+def check_terms(recipe: Recipe) -> None:
+    """Raise `RunError` or `ModelError` for a loss without a term, at all or in the first step."""
+    model = recipe.model
+    with torch.device("meta"):
+        terms = build_terms(model, recipe.loss, model.embed_dim, steps_per_epoch=1).values()
+    starts = {name: term.start_steps[name] for term in terms for name, weight in term.weights.items() if weight}
+    if not starts:
+        raise RunError(f"loss: every term of model.framework={model.framework} has weight 0; give one a weight")
+    levels = recipe.loss.ahrl
+    if "ahrl" in starts and not (levels.hard or levels.candidate or levels.pair or levels.mining):
+        raise RunError("loss.ahrl: every level is off; leave hard, candidate, pair or mining on")
+    first = min(starts, key=starts.__getitem__)
+    if starts[first]:
+        raise RunError(f"loss.{first}.start_step={starts[first]}: no term counts before; start one at step 0")
 
 
 def check_batch(recipe: Recipe, train: TrainingSet, processes: int) -> None:

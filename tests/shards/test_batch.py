@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from shards.batch import stack_images, stack_regions
+from shards.errors import DataError
 
 PIXELS, REGIONS = np.full((2, 2, 3), 7, np.uint8), np.full((2, 3), 0.5, np.float32)
 
@@ -20,6 +21,11 @@ def test_regions_are_padded_to_the_longest_row_and_masked() -> None:
     assert stacked.tolist() == [[[0.5] * 3, [0.0] * 3], [[0.5] * 3, [0.5] * 3]]
     assert mask.tolist() == [[True, False], [True, True]]
     assert stack_regions([None]) == (None, None)
+
+
+def test_regions_of_two_widths_are_refused() -> None:
+    with pytest.raises(DataError, match="regions of 2 and of 3 features in one data set"):
+        stack_regions([REGIONS, REGIONS[:, :2]])
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

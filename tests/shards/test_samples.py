@@ -54,6 +54,13 @@ def test_regions_that_claim_what_is_not_there_are_a_damaged_sample(with_both: Ma
         loader.load(0, 1, KEY)
 
 
+def test_regions_of_another_width_than_the_models_are_a_damaged_sample(with_both: Manifest) -> None:
+    assert SampleLoader(with_both, center_crop(8), region_width=4).load(0, 1, KEY).regions is not None
+    loader = SampleLoader(with_both, center_crop(8), region_width=6)
+    with pytest.raises(SampleError, match="sample key-001: its regions have 4 features, not 6"):
+        loader.load(0, 1, KEY)
+
+
 def test_regions_saved_as_an_archive_are_a_damaged_sample(with_both: Manifest) -> None:
     stream = io.BytesIO()
     np.savez(stream, a=np.zeros((1, 1)))

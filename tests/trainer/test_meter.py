@@ -112,3 +112,18 @@ def test_utilisation_is_the_share_of_a_known_peak(
     assert meter._arithmetic(0.1) == {"tflops_per_second": 100.0, "mfu": round(100 / 312, 4)}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Another")
     assert meter._arithmetic(0.1) == {"tflops_per_second": 100.0}
+
+
+def test_what_cannot_be_counted_is_left_out(
+    tiny_recipe: Callable[..., Recipe], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_at_values(*_inputs: object) -> float:
+        return torch.zeros(1, device="meta").item()
+
+    monkeypatch.setattr("trainer.meter.step_flops", look_at_values)
+    meter = Meter(tiny_recipe(), CPU, rank=0, step=0)
+    for step in (1, 2):
+        trained(meter, clock, 1)
+        row = meter.read(step)
+        assert "samples_per_second" in row
+        assert "tflops_per_second" not in row

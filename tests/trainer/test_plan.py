@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards.convert import write_split
+from shards.convert import Options, write_split
 from shards.demo.source import demo_records
 from shards.errors import DataError
 from shards.manifest import SHARD_SCHEMA
+from tests.shards.pictures import with_regions
 from trainer.config import Recipe
 from trainer.errors import RunError
 from trainer.plan import Plan, cache_of, make_plan
@@ -109,6 +110,45 @@ def test_a_share_is_encoded_at_once_unless_it_is_larger_than_a_micro_batch(plan:
         assert (", 2 pairs at once" in made.summary()[-1]) == (size == 2)
     without_batch_norm = plan(processes=2, engine={"micro_batch_size": 1}, model={"framework": "clip"})
     assert without_batch_norm.micro_batch_size == 1
+
+
+@pytest.mark.parametrize("key", ["train", "val"])
+def test_the_width_of_regions_is_checked(plan: MakePlan, tmp_path: Path, key: str) -> None:
+    splits = {}
+    for split, width in (("train", 4), ("val", 4), ("wide", 6)):
+        records = [with_regions(number, (3, width)) for number in range(12)]
+        write_split(records, tmp_path / split, dataset="d", split="train", options=Options())
+        splits[split] = str(tmp_path / split)
+    wide = splits.pop("wide")
+    model = {"image": {"inputs": "regions", "region_width": 4}}
+    assert plan(model=model, data=splits).total_steps
+    with pytest.raises(RunError, match=rf"region_width=4: the regions of data\.{key}=.*wide have 6 features; set"):
+        plan(model=model, data=splits | {key: wide})
+
+
+@pytest.mark.parametrize(
+    ("framework", "loss", "message"),
+    [
+        ("aahr", {"base": {"weight": 0}}, r"^loss: every term of model\.framework=aahr has weight 0"),
+        (
+            "aahr",
+            {"base": {"weight": 0}, "prototypes": {"weight": 1, "start_step": 3}},
+            r"^loss\.prototypes\.start_",
+        ),
+        ("amsps", {"ahrl": {"weight": 0}}, r"^loss: every term of model\.framework=amsps has weight 0"),
+        (
+            "amsps",
+            {"ahrl": dict.fromkeys(("hard", "candidate", "pair", "mining"), False)},
+            r"^loss\.ahrl: every level is off",
+        ),
+    ],
+)
+def test_a_loss_that_would_teach_nothing_is_refused(
+    plan: MakePlan, framework: str, loss: dict, message: str
+) -> None:
+    without = {name: {"weight": 0} for name in ("prototypes", "momentum_contrast", "relations", "regulariser")}
+    with pytest.raises(RunError, match=message):
+        plan(model={"framework": framework}, loss=without | loss)
 
 
 def test_more_processes_than_samples_are_refused(plan: MakePlan) -> None:

@@ -13,7 +13,7 @@ from shards.order import LANES
 from shards.storage.location import is_remote
 from shards.training import TrainDataset, TrainingSet
 from trainer.config import Recipe
-from trainer.inputs import caption_tokenizer, image_side
+from trainer.inputs import caption_tokenizer, image_side, region_width
 
 MEASURED_SECONDS = 1.5
 PAIRS = 64
@@ -46,7 +46,9 @@ def images_per_second(recipe: Recipe, train: TrainingSet) -> float | None:
         return None  # what was fetched would be left in the cache
     crop = random_resized_crop(image_side(recipe.model), recipe.data.min_crop_scale)
     tokenize = caption_tokenizer(recipe.model, recipe.data.mask_words)
-    dataset = TrainDataset(train, crop, tokenize, recipe.run.seed, recipe.data.drop_regions)
+    dataset = TrainDataset(
+        train, crop, tokenize, recipe.run.seed, recipe.data.drop_regions, region_width(recipe.model)
+    )
     batches = iter(TrainLoader(dataset, min(PAIRS, train.num_visits), Rank()))
     next(batches)
     begin, pairs = time.perf_counter(), 0
