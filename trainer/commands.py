@@ -32,7 +32,9 @@ def train(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check recipe, data and run folder, say what would run, write nothing."),
+        typer.Option(
+            "--dry-run", help="Say what would run; build the model with its weights, open the data, write nothing."
+        ),
     ] = False,
 ) -> None:
     """Train, or resume the run in run.dir.
@@ -63,13 +65,11 @@ def train(
 
     plan = make_plan(loaded, world.size if world.size > 1 else processes or 1)
     if world.is_main:
-        for line in plan.summary():
-            typer.echo(line, err=True)
+        _say(plan.summary())
     if dry_run:
-        from trainer.inputs import caption_tokenizer, image_side
+        from trainer.rehearsal import rehearse
 
-        image_side(loaded.model)
-        caption_tokenizer(loaded.model)
+        _say(rehearse(plan, world))
         return
     if plan.finished and world.is_main:
         typer.echo(f"{plan.run_dir}: already trained to step {plan.total_steps:,}; raise schedule.epochs to go on")
@@ -93,6 +93,11 @@ def train(
         write_outcome(plan.run_dir, *("saved", stop.exit_code) if stopped else ("finished", 0))
     if stopped:
         raise typer.Exit(stop.exit_code)
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        typer.echo(line, err=True)
 
 
 def evaluate(

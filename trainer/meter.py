@@ -47,8 +47,8 @@ class Meter:
         `samples_per_second` over all processes; `data_wait`, the share of the time that the rank which waits most
         waits for its batches; peaks since the process began, of the rank that has most, in GB: `memory_gb` of
         the process without its loader processes, `cuda_allocated_gb` by tensors, `cuda_reserved_gb` also what the
-        allocator keeps; on the main rank also `tflops_per_second` of useful arithmetic (`trainer.flops`) a process, where that can be
-        counted, and `mfu`, its share of the device's peak where that is known.
+        allocator keeps; on the main rank also `tflops_per_second` of useful arithmetic (`trainer.flops`) a
+        process, where that can be counted, and `mfu`, its share of the device's peak where that is known.
         """
         steps, elapsed = step - self.first_step, time.perf_counter() - self.started
         peaks = _peaks(self.device)

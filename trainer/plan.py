@@ -71,7 +71,7 @@ class Plan:
     def summary(self) -> list[str]:
         """What would be done, a line each."""
         recipe = self.recipe
-        start = "random weights"
+        start = " and ".join(_pretrained(recipe.model)) or "random weights"
         if self.resume:
             start = f"{self.resume.path} (step {self.resume.step:,})"
         elif self.init_from:
@@ -152,6 +152,14 @@ def read_training_set(data: DataConfig) -> TrainingSet:
     train = TrainingSet(tuple(parts), data.mix)
     assert train.counts, "counting finds what is wrong with the weights"
     return train
+
+
+def _pretrained(model: ModelConfig) -> list[str]:
+    text, has_clip = model.text, model.reads_pixels or model.text.towers != "transformer"
+    sources = [f"model.pretrained={model.pretrained}"] if model.pretrained and has_clip else []
+    if text.towers != "clip" and text.transformer.weights != "random":
+        sources.append(f"the weights of {text.transformer.weights or text.transformer.name}")
+    return sources
 
 
 def _describe(train: TrainingSet) -> list[str]:

@@ -58,6 +58,22 @@ def test_the_summary_says_what_would_run(plan: MakePlan, tmp_path: Path) -> None
     assert "val    none" in "\n".join(plan(data={"val": None}).summary())
 
 
+@pytest.mark.parametrize(
+    ("model", "start"),
+    [
+        ({}, "random weights"),
+        ({"pretrained": "a.pt"}, "model.pretrained=a.pt"),
+        (
+            {"pretrained": "a.pt", "text": {"towers": "clip+transformer"}},
+            "model.pretrained=a.pt and the weights of bert",
+        ),
+        ({"text": {"towers": "transformer", "transformer": {"weights": "random"}}}, "random weights"),
+    ],
+)
+def test_the_summary_says_where_weights_come_from(plan: MakePlan, model: dict, start: str) -> None:
+    assert f"from {start}" in plan(model=model).summary()[0]
+
+
 @pytest.mark.parametrize("key", ["train", "val"])
 def test_the_test_split_is_refused(plan: MakePlan, demo: Path, key: str) -> None:
     with pytest.raises(RunError, match=rf"data\.{key}=.*test: a test split"):
