@@ -68,8 +68,9 @@ def adjacency(
     """Counts N (q,) and co-occurrence E (q, q) -> the symmetrically normalised adjacency (q, q).
 
     `P_ij = E_ij / N_i`; `B_ij = s^(P_ij - u) - s^(-u)`; `H_ij = [B_ij >= threshold]`, without self-loops;
-    `A = weight * H_ij / sum_i H_ij + I`; the result is `D^-1/2 A D^-1/2` with `D_i = sum_j A_ij` (CVSE, Wang et
-    al., ECCV 2020, section 3.2). A concept that none leads to has no edges, instead of a division by zero (ours).
+    `A = weight * H_ij / sum_i H_ij + I`; the result is `D^-1/2 A^T D^-1/2` with `D_i = sum_j A_ij`: a concept
+    gathers from those that lead to it (CVSE, Wang et al., ECCV 2020, section 3.2; the transpose is its code's). A
+    concept that none leads to has no edges, instead of a division by zero (ours).
     """
     probability = co_occurrence / np.maximum(counts, 1)[:, None]
     confidence = graph.s ** (probability - graph.u) - graph.s**-graph.u
@@ -77,7 +78,7 @@ def adjacency(
     np.fill_diagonal(edges, False)
     weighted = graph.weight * edges / np.maximum(edges.sum(axis=0), 1) + np.eye(len(counts))
     scale = weighted.sum(axis=1) ** -0.5
-    normalised: npt.NDArray[np.float64] = scale[:, None] * weighted * scale
+    normalised: npt.NDArray[np.float64] = scale[:, None] * weighted.T * scale
     return normalised
 
 

@@ -29,8 +29,8 @@ def adjacency(
     """Counts (q,) and co-occurrence (q, q) over captions -> the symmetrically normalised adjacency (q, q).
 
     `P_ij = E_ij / N_i`, `B_ij = s^(P_ij - u) - s^(-u)`, `H_ij = [B_ij >= threshold]`,
-    `A = weight * H_ij / sum_i H_ij + I`, result `D^-1/2 A D^-1/2` with `D_i = sum_j A_ij`. The diagonal of
-    `co_occurrence` is not looked at.
+    `A = weight * H_ij / sum_i H_ij + I`, result `D^-1/2 A^T D^-1/2` with `D_i = sum_j A_ij`: a concept gathers
+    from those that lead to it. The diagonal of `co_occurrence` is not looked at.
     """
     probability = co_occurrence / np.maximum(counts, 1)[:, None]
     confidence = options.s ** (probability - options.u) - options.s**-options.u
@@ -38,5 +38,5 @@ def adjacency(
     np.fill_diagonal(edges, False)
     weighted = options.weight * edges / np.maximum(edges.sum(axis=0), 1) + np.eye(len(counts))
     scale = weighted.sum(axis=1) ** -0.5
-    normalised: npt.NDArray[np.float64] = scale[:, None] * weighted * scale[None, :]
+    normalised: npt.NDArray[np.float64] = scale[:, None] * weighted.T * scale[None, :]
     return normalised

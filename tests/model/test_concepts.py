@@ -52,7 +52,7 @@ def adjacency_with_loops(counts: list[int], together: list[list[int]], graph: Gr
             if edge[i][j]:
                 weighted[i][j] += graph.weight / into
     degree = [sum(row) for row in weighted]
-    return [[weighted[i][j] / (degree[i] * degree[j]) ** 0.5 for j in range(size)] for i in range(size)]
+    return [[weighted[j][i] / (degree[i] * degree[j]) ** 0.5 for j in range(size)] for i in range(size)]
 
 
 def test_a_file_of_the_shards_tool_reads_back(path: Path, vocabulary: Vocabulary) -> None:
@@ -86,7 +86,7 @@ def test_graph_is_that_of_the_loops(seed: int) -> None:
 def test_graph_of_two_by_hand() -> None:
     # P_01 = 1/2: 5^0.48 - 5^-0.02 = 1.2 is an edge; P_10 = 1/10: 5^0.08 - 5^-0.02 = 0.17 is none
     concepts = Concepts(("a", "b"), np.array([2, 10]), np.array([[0, 1], [1, 0]]), GraphSettings())
-    np.testing.assert_allclose(concepts.adjacency, [[1 / 1.25, 0.25 / 1.25**0.5], [0, 1]], rtol=1e-12)
+    np.testing.assert_allclose(concepts.adjacency, [[1 / 1.25, 0], [0.25 / 1.25**0.5, 1]], rtol=1e-12)
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def adjacency_by_loops(counts: list[int], pairs: list[list[int]], options: Graph
         for i in range(size):
             matrix[i][j] = (options.weight * edge[i][j] / into if into else 0.0) + (i == j)
     degree = [sum(row) for row in matrix]
-    return [[matrix[i][j] / (degree[i] * degree[j]) ** 0.5 for j in range(size)] for i in range(size)]
+    return [[matrix[j][i] / (degree[i] * degree[j]) ** 0.5 for j in range(size)] for i in range(size)]
 
 
 @given(st.integers(1, 8), st.integers(0, 2**32 - 1))
