@@ -151,6 +151,9 @@ class BaseLossConfig(_Config):
         ge=0,
         description="of the term, a mean over anchors; 128 is the balance of AAHR's code, which sums",
     )
+    start_step: int = Field(
+        0, ge=0, description="optimiser steps before the ranking term counts, be it this hinge or AHRL"
+    )
     margin: float = Field(0.2, ge=0, description="in units of cosine similarity")
     all_negatives_steps: int | None = Field(
         None,

@@ -23,9 +23,10 @@ def build_terms(model: ModelConfig, loss: LossConfig, embed_dim: int, steps_per_
     hinge = HingeRanker(base, steps_per_epoch)
     if mines:
         rankers = [AhrlRanker(loss.ahrl, hinge) for _ in range(views)]
-        terms: dict[str, Term] = {"ranking": RankingTerm("ahrl", loss.ahrl.weight, rankers, loss.consensus)}
+        ranking = RankingTerm("ahrl", loss.ahrl.weight, base.start_step, rankers, loss.consensus)
     else:
-        terms = {"ranking": RankingTerm("base", base.weight, [hinge] * views, loss.consensus)}
+        ranking = RankingTerm("base", base.weight, base.start_step, [hinge] * views, loss.consensus)
+    terms: dict[str, Term] = {"ranking": ranking}
     if model.framework != "amsps":
         terms["prototypes"] = PrototypeTerm(loss.prototypes, embed_dim)
         terms["momentum_contrast"] = MomentumContrastTerm(loss.momentum_contrast)

@@ -100,11 +100,16 @@ class RankingTerm(Term):
     """A ranking loss on each kind of embedding; with consensus, 3 : 5 : 1 and the divergence (CVSE)."""
 
     def __init__(
-        self, name: str, weight: float, rankers: Sequence[HingeRanker | AhrlRanker], config: ConsensusLossConfig
+        self,
+        name: str,
+        weight: float,
+        start_step: int,
+        rankers: Sequence[HingeRanker | AhrlRanker],
+        config: ConsensusLossConfig,
     ) -> None:
         """One ranker a kind of embedding, one or three."""
         super().__init__()
-        self.name, self.weights, self.start_steps = name, {name: weight}, {name: 0}
+        self.name, self.weights, self.start_steps = name, {name: weight}, {name: start_step}
         self.rankers = nn.ModuleList(rankers)
         self.config = config
 
