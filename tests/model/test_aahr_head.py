@@ -139,6 +139,11 @@ def test_aggregation_gates_between_the_normalised_local_and_global() -> None:
     local, pooled = random(4, D, seed=1), random(4, D, seed=2)
     ours = aggregation(3 * local, 5 * pooled)
     torch.testing.assert_close(ours, aggregate(aggregation, local, pooled), rtol=0, atol=1e-14)
+    assert aggregation.gate.weight.shape == (D, 2 * D)  # a gate of its own for every channel
+
+
+def test_the_fragment_graphs_feed_forward_is_as_wide_as_the_embedding() -> None:
+    assert FragmentGraph(D, HEADS, 0.0).linear1.out_features == D
 
 
 @pytest.mark.parametrize("case", [image_case, text_case])

@@ -107,6 +107,8 @@ def test_every_head_has_its_own_maps_of_d_by_d() -> None:
     assert sum(p.numel() for p in pooling.parameters()) == 3 * HEADS * D * D
     heads = pooling.query.weight.unflatten(0, (HEADS, D))
     assert not any(torch.equal(heads[0], heads[other]) for other in range(1, HEADS))
+    for maps in pooling.parameters():
+        assert 0.8 * D**-0.5 < maps.abs().max() <= D**-0.5  # where each of D x D begins
 
 
 def test_pooling_does_not_depend_on_the_length_of_the_query_or_of_a_key() -> None:

@@ -78,9 +78,14 @@ def test_graph_is_that_of_the_loops(seed: int) -> None:
     counts = draw.integers(0, 40, 9)
     shared = np.triu(draw.integers(0, 40, (9, 9)), 1)
     together = np.minimum(shared + shared.T, np.minimum(counts[:, None], counts))
+    np.fill_diagonal(together, counts)  # which is not looked at
     graph = GraphSettings(threshold=draw.choice([0.1, 0.3, 1.0]))
     expected = adjacency_with_loops(counts.tolist(), together.tolist(), graph)
     np.testing.assert_allclose(adjacency(counts, together, graph), expected, rtol=1e-12)
+
+
+def test_the_graphs_defaults_are_those_of_cvse() -> None:
+    assert GraphSettings().model_dump() == {"s": 5, "u": 0.02, "threshold": 0.3, "weight": 0.25}
 
 
 def test_graph_of_two_by_hand() -> None:

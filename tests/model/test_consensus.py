@@ -14,7 +14,7 @@ from model.features import Features
 from model.losses.consensus import concept_divergence, consensus_loss
 
 D, Q, WIDTH = 6, 5, 4
-CONFIG = ConsensusConfig(concepts="concepts.json")
+CONFIG = ConsensusConfig(concepts="concepts.json", sharpness=7.0)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

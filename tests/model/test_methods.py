@@ -208,6 +208,8 @@ def test_with_consensus_retrieval_uses_the_fused_embedding(concepts: Path) -> No
             encoders.encode_text(text),
             encoders.encode_text(torch.cat([text[:, :-4], 0 * text[:, -4:]], 1)),
         )
+        fused = encoders.text_consensus(encoders.represent_text(text), text).fused
+        torch.testing.assert_close(named, fused)
     torch.testing.assert_close(named.norm(dim=1), torch.ones(BATCH))
     assert (named - unnamed).abs().max() > 1e-4
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm, normalize
 
-from model.aahr.relations import RelationGraph, Relations, distance_relevance, top_half
+from model.aahr.relations import NeighbourAttention, RelationGraph, Relations, distance_relevance, top_half
 from model.aahr.relevance import CrossRelevance
 from model.config import RelationsConfig
 from model.errors import ModelError
@@ -180,8 +180,13 @@ def test_without_gradient_and_in_evaluation_the_values_are_those_of_training() -
         torch.testing.assert_close(ours, expected.detach(), rtol=0, atol=1e-12)
 
 
-def test_dropout_acts_in_training_only() -> None:
-    module, valid = graph(SETTINGS.model_copy(update={"gcn_dropout": 0.6})), torch.ones(B, dtype=torch.bool)
+def test_the_attentions_feed_forward_is_as_wide_as_the_embedding() -> None:
+    assert NeighbourAttention(D, HEADS, 0.0).linear1.out_features == D
+
+
+@pytest.mark.parametrize("setting", [{"gcn_dropout": 0.6}, {"dropout": 0.5}])
+def test_dropout_acts_in_training_only(setting: dict[str, float]) -> None:
+    module, valid = graph(SETTINGS.model_copy(update=setting)), torch.ones(B, dtype=torch.bool)
     assert not torch.equal(module(*nodes(), cross(), valid)[0], module(*nodes(), cross(), valid)[0])
     module.eval()
     assert torch.equal(module(*nodes(), cross(), valid)[0], module(*nodes(), cross(), valid)[0])

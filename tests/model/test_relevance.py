@@ -168,6 +168,7 @@ def mlp(layers: torch.nn.Sequential, largest: torch.Tensor) -> torch.Tensor:
 def test_learned_relevance_is_the_average_and_the_mlp_on_the_ten_largest(case: tuple[int, int, bool]) -> None:
     torch.manual_seed(0)
     relevance, f = FragmentRelevance(settings()).double(), fragments(*case)
+    assert relevance.i2t is not relevance.t2i
     cross = relevance(f.regions, f.words, f.region_valid, f.word_valid, torch.ones(4, dtype=torch.bool))
     i2t_mean, i2t_largest, t2i_mean, t2i_largest = maxima_with_loops(f)
     expected = i2t_mean + mlp(relevance.i2t, i2t_largest), t2i_mean + mlp(relevance.t2i, t2i_largest)

@@ -38,6 +38,12 @@ def test_every_value_in_range_is_counted_and_no_other() -> None:
     assert (counts[0], counts[-1]) == (2, 2)
 
 
+@pytest.mark.parametrize("quantile", [0.3, 0.9, 0.999])
+def test_within_a_bin_it_is_interpolated(quantile: float) -> None:
+    found = quantile_of_bins(torch.ones(BINS), quantile)  # as many values in every bin
+    assert abs(float(found) - (2 * quantile - 1)) < WIDTH / 100
+
+
 @pytest.mark.parametrize("value", [-1.0, 0.3, 1.0])
 def test_of_one_value_it_is_that_value(value: float) -> None:
     found = quantile_of_bins(counts_of(torch.full((9,), value)).float(), 0.9)
@@ -62,6 +68,14 @@ def test_it_is_right_from_the_first_step_on_and_follows_a_change() -> None:
     for _ in range(80):
         running.update(counts_of(normal(10_000, 0.3, 0.05)))
     assert abs(running.value - normal(10_000, 0.3, 0.05).quantile(0.99)) <= 2 * WIDTH
+
+
+def test_a_step_keeps_the_share_of_the_past_that_decay_says() -> None:
+    running = RunningQuantile(0.5, 0.9)
+    for value in (-0.5, 0.5):
+        running.update(counts_of(torch.full((7,), value)))
+    mass = running.histogram[running.histogram > 0]
+    torch.testing.assert_close(mass, torch.tensor([0.9 * 0.1, 0.1]))
 
 
 def test_a_resumed_one_goes_on_as_the_other() -> None:
