@@ -173,7 +173,7 @@ class Recipe(_Config):
 
     @model_validator(mode="after")
     def _groups_fill_the_batch(self) -> Self:
-        if self.data.global_batch_size % self.model.norm_group:
+        if self.model.has_aahr and self.data.global_batch_size % self.model.norm_group:
             raise ValueError(
                 f"model.norm_group: {self.model.norm_group} does not divide data.global_batch_size "
                 f"{self.data.global_batch_size}"

@@ -44,7 +44,7 @@ def check_share(recipe: Recipe, processes: int) -> None:
     batch = recipe.data.global_batch_size
     if batch % processes:
         raise RunError(f"data.global_batch_size={batch}: does not divide among {processes} processes")
-    groups = {"model.norm_group": recipe.model.norm_group}
+    groups = {"model.norm_group": recipe.model.norm_group} if recipe.model.has_aahr else {}
     if relates(recipe.model, recipe.loss):
         groups["loss.relations.group"] = relation_group(recipe.model, recipe.loss)
     for key, group in groups.items():
@@ -68,7 +68,7 @@ def _check_micro_batch(recipe: Recipe, share: int) -> None:
         raise RunError(
             f"engine.micro_batch_size={size}: does not divide the {share} pairs a process; give a divisor, or null"
         )
-    if recipe.model.framework in ("aahr", "aahr+amsps") and size % group:
+    if recipe.model.has_aahr and size % group:
         raise RunError(
             f"engine.micro_batch_size={size}: does not hold whole groups of model.norm_group={group}, which share "
             "batch-norm statistics; give a multiple, or null"

@@ -90,6 +90,11 @@ def test_a_processs_share_must_hold_whole_norm_groups(plan: MakePlan) -> None:
         plan(processes=4, model={"norm_group": 4})
 
 
+@pytest.mark.parametrize("framework", ["amsps", "clip"])
+def test_norm_groups_matter_only_where_there_is_batch_norm(plan: MakePlan, framework: str) -> None:
+    assert plan(processes=4, model={"norm_group": 4, "framework": framework}).share == 2
+
+
 @pytest.mark.parametrize(
     ("size", "message"),
     [

@@ -190,6 +190,16 @@ def test_odd_embeddings_are_refused(empty: Path) -> None:
     assert "model.embed_dim: 33 is odd" in message
 
 
+@pytest.mark.parametrize("framework", ["amsps", "clip", "siglip"])
+def test_what_only_aahr_has_refuses_no_other_framework(empty: Path, framework: str) -> None:
+    recipe = load_recipe(
+        empty, [f"model.framework={framework}", "model.embed_dim=601", "data.global_batch_size=100"]
+    )
+    assert (recipe.model.embed_dim, recipe.data.global_batch_size) == (601, 100)
+    message = error_of(empty, "model.framework=aahr+amsps", "data.global_batch_size=100")
+    assert "model.norm_group: 128 does not divide" in message
+
+
 def test_an_error_names_the_file_and_counts_the_others(tmp_path: Path) -> None:
     message = error_of(write(tmp_path, wrong="run: {sead: 1}\nlog: {every_steps: 0}"))
     assert "wrong.yaml: run.sead=1: no such key; nearest: run.seed (and 1 more)" in message
