@@ -112,6 +112,12 @@ DAMAGES = {
     "more than counted": {"co_occurrence": [[0, 12, 10, 0], TOGETHER[1], [10, 2, 0, 0], TOGETHER[3]]},
     "no graph": {"graph": None},
     "a graph that cannot be": {"graph": {"s": 0.0}},
+    "a graph that overflows": {"graph": {"s": 1e308, "u": -9}},
+    "a graph of infinities": {"graph": {"weight": float("inf")}},
+    "a concept twice": {
+        "concepts": [{"word": word, "count": 50} for word in ("dog", "man", "dog", "red")],
+        "co_occurrence": [[0] * 4] * 4,
+    },
 }
 
 
