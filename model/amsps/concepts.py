@@ -100,7 +100,8 @@ def read_concepts(path: Path) -> Concepts:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise _damaged(path, f"{place}: {first['msg']}" if place else first["msg"]) from None
+        reason = "should be an object with keys" if first["type"] == "model_type" else first["msg"]
+        raise _damaged(path, f"{place}: {reason}" if place else f"it {reason}") from None
     words = tuple(concept.word for concept in document.concepts)
     size = len(words)
     if len(set(words)) < size:

@@ -145,7 +145,8 @@ class TextTower(Backbone):
 
 def _known(architecture: str) -> None:
     if architecture not in open_clip.list_models():
-        near = difflib.get_close_matches(architecture, open_clip.list_models(), 3, 0.4)
+        names = {name.lower(): name for name in open_clip.list_models()}
+        near = [names[match] for match in difflib.get_close_matches(architecture.lower(), names, 3, 0.4)]
         raise ModelError(
             f"model.architecture {architecture!r}: no such open_clip configuration"
             + (f"; nearest: {', '.join(near)}" if near else "")

@@ -136,6 +136,12 @@ def test_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
         read_concepts(tmp_path / "other")
 
 
+def test_an_object_is_asked_for_in_plain_words(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"not a concept file \(it should be an object with keys\)"):
+        read_concepts(tmp_path / "list.json")
+
+
 def test_word_features_are_the_towers_own_and_do_not_depend_on_batches() -> None:
     tower = build_towers(ModelConfig(architecture="itm-tiny")).text.eval()
     tokenize = build_tokenizer("itm-tiny")
