@@ -7,11 +7,8 @@ from typing import Any
 
 import torch
 
-from model.config import ModelConfig
 from shards.atomic import replacing
 from shards.commands.outfile import as_json
-from shards.evaluation import EvaluationDataset
-from shards.images import center_crop
 from shards.manifest import Manifest
 from trainer.checkpoint import Checkpoint
 from trainer.checkpoint_folder import best_checkpoint, look_for_checkpoints
@@ -22,7 +19,7 @@ from trainer.evaluation.measure import Measured, measure
 from trainer.evaluation.protocol import SplitIds
 from trainer.evaluation.protocols import applicable
 from trainer.evaluation.tables import Row, Table, as_latex, as_markdown, sources, table_of
-from trainer.inputs import caption_tokenizer, image_side
+from trainer.inputs import evaluation_set
 from trainer.metrics import Retrieval, chance
 from trainer.subject import Subject, find_subject, read_split
 
@@ -110,11 +107,6 @@ class Evaluation:
     def sources(self) -> list[str]:
         """Of the published rows."""
         return sources(self.tables(), [one.key for one in self.protocols])
-
-
-def evaluation_set(model: ModelConfig, manifest: Manifest) -> EvaluationDataset:
-    """The split as a model takes it."""
-    return EvaluationDataset(manifest, center_crop(image_side(model)), caption_tokenizer(model))
 
 
 def selection_note(chosen: Checkpoint, manifest: Manifest) -> str | None:

@@ -11,7 +11,11 @@ from model.caption_tokenizer import CaptionTokenizer, build_caption_tokenizer
 from model.config import ModelConfig
 from model.towers.open_clip import tower_widths
 from shards.augment import mask_words
+from shards.evaluation import EvaluationDataset
+from shards.images import center_crop
+from shards.manifest import IMAGE, REGIONS, Manifest
 from shards.tools.concepts import Vocabulary, label_captions, read_vocabulary
+from trainer.errors import RunError
 
 NO_PIXELS = 1
 """Side of the pictures of a model that reads none."""
@@ -43,6 +47,22 @@ def caption_tokenizer(
         return tokenize
     assert config.consensus.concepts is not None
     return ConceptTokenizer(tokenize, read_vocabulary(Path(config.consensus.concepts)))
+
+
+def not_held(config: ModelConfig, manifest: Manifest) -> list[str]:
+    """What a model reads of an image and a split does not hold."""
+    wanted = {IMAGE: config.reads_pixels, REGIONS: config.reads_regions}
+    return [what for what, is_read in wanted.items() if is_read and what not in manifest.holds]
+
+
+def evaluation_set(config: ModelConfig, manifest: Manifest) -> EvaluationDataset:
+    """The split as a model takes it. Raises `RunError` for one without what the model reads."""
+    for what in not_held(config, manifest):
+        raise RunError(
+            f"{manifest.location}: holds no {what}, and this model was trained with "
+            f"model.image.inputs={config.image.inputs}; give a split that holds them"
+        )
+    return EvaluationDataset(manifest, center_crop(image_side(config)), caption_tokenizer(config))
 
 
 def image_side(config: ModelConfig) -> int:

@@ -4,27 +4,25 @@ from model.config import ModelConfig
 from model.memory.clustering import check_points
 from model.memory.queue import check_queue_size
 from model.terms.build import clusters, needs_memory, relates, relation_group
-from shards.manifest import IMAGE, REGIONS, Manifest
+from shards.manifest import Manifest
 from shards.training import TrainingSet
 from trainer.config import Recipe
 from trainer.errors import RunError
+from trainer.inputs import not_held
 
 
 def check_splits(train: TrainingSet, val: Manifest | None, model: ModelConfig) -> None:
     """Raise `RunError` for a test split, and for data without what the model reads."""
-    wanted = {IMAGE: model.reads_pixels, REGIONS: model.reads_regions}
     manifests = [("data.train", part.manifest) for part in train.parts]
     for key, manifest in manifests + ([("data.val", val)] if val else []):
         if manifest.split == "test":
             raise RunError(
                 f"{key}={manifest.location}: a test split; models are trained on train and chosen on val"
             )
-        for what, is_read in wanted.items():
-            if is_read and what not in manifest.holds:
-                raise RunError(
-                    f"{key}={manifest.location}: holds no {what}, and model.image.inputs={model.image.inputs} "
-                    "reads them"
-                )
+        for what in not_held(model, manifest):
+            raise RunError(
+                f"{key}={manifest.location}: holds no {what}, which model.image.inputs={model.image.inputs} reads"
+            )
 
 
 def check_batch(recipe: Recipe, train: TrainingSet, processes: int) -> None:

@@ -63,7 +63,7 @@ class ImageTower(Backbone):
     ) -> Features:
         """(B, side, side, 3) uint8 -> features. Raises `ModelError` for a batch without images."""
         if images is None:
-            raise ModelError("the data set holds no images; set model.image.inputs to regions")
+            raise ModelError("the data set holds no images, which this model reads; give one that has them")
         pixels = (images.permute(0, 3, 1, 2).to(torch.float32) - self.mean) / self.std
         with self.gradient():
             if isinstance(self.visual, VisionTransformer):

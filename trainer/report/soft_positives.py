@@ -17,8 +17,8 @@ from trainer.checkpoint import Checkpoint
 from trainer.config import Recipe
 from trainer.distributed import World, device_of
 from trainer.embed import Embeddings, embed_split
-from trainer.evaluate import evaluation_set
 from trainer.inference import trained_of
+from trainer.inputs import evaluation_set
 from trainer.report.contest import blocks
 from trainer.report.tensors import read_tensors
 

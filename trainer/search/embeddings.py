@@ -21,13 +21,12 @@ import torch
 
 from shards.atomic import building
 from shards.errors import DataError
-from shards.evaluation import EvaluationDataset, evaluation_batches
-from shards.images import center_crop
+from shards.evaluation import evaluation_batches
 from shards.loader import Rank
 from shards.manifest import Manifest, read_index
 from trainer.errors import RunError
 from trainer.inference import ImageTextModel
-from trainer.inputs import caption_tokenizer, image_side
+from trainer.inputs import evaluation_set
 
 Format = Literal["parquet", "npy"]
 Side = Literal["images", "texts"]
@@ -79,7 +78,7 @@ def write_embeddings(
         manifest.dataset,
         manifest.split,
     )
-    dataset = EvaluationDataset(manifest, center_crop(image_side(config)), caption_tokenizer(config))
+    dataset = evaluation_set(config, manifest)
     keys = _keys(manifest)
     out.parent.mkdir(parents=True, exist_ok=True)
     with building(out) as folder:
