@@ -105,7 +105,11 @@ class ModelConfig(_Config):
     framework: Framework = Field(
         "aahr", description="the method: its heads and its losses; clip and siglip are baselines on the same towers"
     )
-    architecture: str = Field("ViT-B-32", description="an open_clip configuration, or one of our own: itm-*")
+    architecture: str = Field(
+        "ViT-B-32",
+        description="an open_clip configuration with CLIP's own text tower (ViT, ConvNeXt, Swin, ViTamin, EVA, PE) "
+        "or one of our own: itm-*; not RN, SigLIP, CoCa or MobileCLIP",
+    )
     pretrained: str | None = Field(
         None,
         description="weights of the architecture's towers: an open_clip tag, a file, or a checkpoint of ours",
