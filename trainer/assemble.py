@@ -4,7 +4,7 @@ import torch
 
 from model.frameworks import Framework
 from shards.evaluation import EvaluationDataset
-from shards.images import center_crop, random_resized_crop
+from shards.images import random_resized_crop
 from shards.loader import Position, Rank, TrainLoader
 from shards.training import TrainDataset
 from trainer.checkpoint import WEIGHTS, check_hashes
@@ -12,7 +12,7 @@ from trainer.checkpoint_load import load_weights
 from trainer.distributed import World
 from trainer.engine import build_encoders, build_framework
 from trainer.errors import RunError
-from trainer.inputs import caption_tokenizer, image_side
+from trainer.inputs import caption_tokenizer, evaluation_set, image_side
 from trainer.plan import Plan
 
 NAMED = 8
@@ -80,7 +80,4 @@ def training_loader(plan: Plan, world: World, device: torch.device) -> TrainLoad
 
 def validation_set(plan: Plan) -> EvaluationDataset | None:
     """The split on which the checkpoint is chosen, read as in every evaluation."""
-    if plan.val is None:
-        return None
-    model = plan.recipe.model
-    return EvaluationDataset(plan.val, center_crop(image_side(model)), caption_tokenizer(model))
+    return None if plan.val is None else evaluation_set(plan.recipe.model, plan.val)

@@ -5,6 +5,7 @@ from model.memory.clustering import check_points
 from model.memory.queue import check_queue_size
 from model.terms.build import clusters, needs_memory, relates, relation_group
 from shards.manifest import Manifest
+from shards.progress import counted
 from shards.training import TrainingSet
 from trainer.config import Recipe
 from trainer.errors import RunError
@@ -29,10 +30,12 @@ def check_batch(recipe: Recipe, train: TrainingSet, processes: int) -> None:
     """Raise `RunError` for a global batch that the data do not fill, or as `check_share` does."""
     batch = recipe.data.global_batch_size
     if processes > train.num_visits:
-        raise RunError(f"{processes} processes for {train.num_visits:,} samples in {train.name}; start fewer")
+        raise RunError(
+            f"{processes} processes for {counted(train.num_visits, 'sample')} in {train.name}; start fewer"
+        )
     if batch > train.num_visits:
         raise RunError(
-            f"data.global_batch_size={batch}: {train.name} has only {train.num_visits:,} samples; lower it"
+            f"data.global_batch_size={batch}: {train.name} has only {counted(train.num_visits, 'sample')}; lower it"
         )
     check_share(recipe, processes)
 
@@ -48,8 +51,8 @@ def check_share(recipe: Recipe, processes: int) -> None:
     for key, group in groups.items():
         if (batch // processes) % group:
             raise RunError(
-                f"{key}={group}: does not divide the {batch // processes} pairs a process of "
-                f"data.global_batch_size={batch} on {processes} processes; give a divisor"
+                f"{key}={group}: does not divide the {counted(batch // processes, 'pair')} a process of "
+                f"data.global_batch_size={batch} on {counted(processes, 'process')}; give a divisor"
             )
     _check_micro_batch(recipe, batch // processes)
     if needs_memory(recipe.model, recipe.loss):
