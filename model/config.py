@@ -105,7 +105,11 @@ class ModelConfig(_Config):
     framework: Framework = Field(
         "aahr", description="the method: its heads and its losses; clip and siglip are baselines on the same towers"
     )
-    architecture: str = Field("ViT-B-32", description="an open_clip configuration, or one of our own: itm-*")
+    architecture: str = Field(
+        "ViT-B-32",
+        description="an open_clip configuration with CLIP's own text tower (ViT, ConvNeXt, Swin, ViTamin, EVA, PE) "
+        "or one of our own: itm-*; not RN, SigLIP, CoCa or MobileCLIP",
+    )
     pretrained: str | None = Field(
         None,
         description="weights of the architecture's towers: an open_clip tag, a file, or a checkpoint of ours",
@@ -113,18 +117,25 @@ class ModelConfig(_Config):
     image: ImageConfig = ImageConfig()
     text: TextConfig = TextConfig()
     embed_dim: int = Field(1024, ge=1, description="width D of the shared embedding")
-    norm_group: int = Field(128, ge=1, description="consecutive samples that share batch-norm statistics")
+    norm_group: int = Field(128, ge=1, description="AAHR: consecutive samples that share batch-norm statistics")
     aahr: AahrConfig = AahrConfig()
     consensus: ConsensusConfig = ConsensusConfig()
 
     @model_validator(mode="after")
     def _widths_divide(self) -> Self:
+        if not self.has_aahr:
+            return self
         heads = self.aahr.fragment_heads
         if self.embed_dim % heads:
             raise ValueError(f"embed_dim: {self.embed_dim} is not divisible by {heads} model.aahr.fragment_heads")
         if self.embed_dim % 2:
             raise ValueError(f"embed_dim: {self.embed_dim} is odd; the local projection halves it")
         return self
+
+    @property
+    def has_aahr(self) -> bool:
+        """Whether AAHR's heads and losses are there, and with them batch norm over groups."""
+        return self.framework in ("aahr", "aahr+amsps")
 
     @property
     def has_consensus(self) -> bool:

@@ -24,8 +24,8 @@ LINES = 6
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 shard`, `2,000 shards`, `2 properties`."""
-    several = f"{noun[:-1]}ies" if noun.endswith("ty") else f"{noun}s"
+    """`1 shard`, `2,000 shards`, `2 properties`, `2 processes`."""
+    several = f"{noun[:-1]}ies" if noun.endswith("ty") else f"{noun}{'es' if noun.endswith('s') else 's'}"
     return f"{number:,} {noun if number == 1 else several}"
 
 

@@ -11,7 +11,7 @@ from slurm.render import LEAD
 from slurm.resources import Resources
 from slurm.submit import OUTCOME, Job, task_job, training_jobs
 from trainer.errors import RunError
-from trainer.recipe import load_recipe
+from trainer.recipe import load_recipe, yaml_problem
 
 ONE = Resources(gpus_per_node=0, tasks_per_node=1, cpus_per_task=4)
 
@@ -87,8 +87,10 @@ def read_chain(
         stages: list[Stage] = TypeAdapter(list[Stage]).validate_python(tree)
     except FileNotFoundError:
         raise RunError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: not valid YAML: {error}") from None
+    except yaml.YAMLError as error:
+        raise RunError(f"{path}: not valid YAML{yaml_problem(error)}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

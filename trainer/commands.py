@@ -129,7 +129,7 @@ def evaluate(
 
     A tie counts against the model: a wrong item that scores as high as the right one ranks before it.
     """
-    from shards.progress import progress_bar
+    from shards.progress import counted, progress_bar
     from trainer.errors import RunError
 
     if out is not None and out.suffix in (".md", ".tex"):
@@ -145,7 +145,7 @@ def evaluate(
     found = [find_subject(path) for path in checkpoints]
     manifest = read_split(found[0].checkpoint, data)
     what = f"{', '.join(str(one.path) for one in found)} on {data}: "
-    what += f"{manifest.num_samples:,} images, {manifest.num_captions:,} captions"
+    what += f"{counted(manifest.num_samples, 'image')}, {counted(manifest.num_captions, 'caption')}"
     if dry_run:
         typer.echo(f"would measure {what}")
         return
@@ -202,14 +202,14 @@ def report(
     Curves, results, the best and the worst queries, what the prototypes stand for, soft positives, confusions,
     recipe and environment.
     """
-    from shards.progress import progress_bar
+    from shards.progress import counted, progress_bar
 
     check_file(out, overwrite)
     from trainer.report.page import images_to_embed, write_report
 
     images = images_to_embed(runs, data)
     if dry_run:
-        on = f" on {data}: {images:,} images to embed" if data else ""
+        on = f" on {data}: {counted(images, 'image')} to embed" if data else ""
         typer.echo(f"would write {out} from {', '.join(map(str, runs))}{on}")
         return
     with progress_bar("embed", images) as advance:

@@ -1,6 +1,6 @@
 """The recipe: every setting of a run, typed. Defaults live here and in the model's own settings."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -72,6 +72,15 @@ class DataConfig(_Config):
     min_crop_scale: float = Field(0.9, gt=0, le=1, description="smallest share of the area a crop keeps")
     workers: int = Field(0, ge=0, description="loader processes a rank; 0 loads in the training process")
     global_batch_size: int = Field(128, ge=2, description="pairs a step, over all processes")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _train_is_known(cls, values: Any) -> Any:
+        # here, as a union's own errors name its members
+        train = values.get("train", "") if isinstance(values, dict) else ""
+        if not isinstance(train, str | list):
+            raise ValueError(f"train: {train!r}: give a folder's path, or a list of {{path, weight, captions}}")
+        return values
 
 
 class OptimizerConfig(_Config):
@@ -173,7 +182,7 @@ class Recipe(_Config):
 
     @model_validator(mode="after")
     def _groups_fill_the_batch(self) -> Self:
-        if self.data.global_batch_size % self.model.norm_group:
+        if self.model.has_aahr and self.data.global_batch_size % self.model.norm_group:
             raise ValueError(
                 f"model.norm_group: {self.model.norm_group} does not divide data.global_batch_size "
                 f"{self.data.global_batch_size}"

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from model.encoders import DualEncoder
+from model.terms.build import needs_memory
 from shards.batch import Batch, stack_images, stack_regions
 from shards.images import center_crop
 from trainer.checkpoint import Checkpoint
@@ -39,7 +40,12 @@ def load_trained(path: str | Path, momentum: bool = False) -> Trained:
 
 def trained_of(checkpoint: Checkpoint, momentum: bool = False) -> Trained:
     """The encoders of a checkpoint. Raises `RunError`."""
-    config = checkpoint.recipe.model
+    config, loss = checkpoint.recipe.model, checkpoint.recipe.loss
+    if momentum and not needs_memory(config, loss):
+        raise RunError(
+            f"{checkpoint.path}: this run keeps no momentum encoders, as model.framework={config.framework} with "
+            "its losses needs none; leave --momentum out"
+        )
     encoders = DualEncoder(config, pretrained=False)
     unmatched = load_weights(encoders, checkpoint, "encoders.")
     if momentum:

@@ -13,8 +13,9 @@ from model.towers.open_clip import tower_widths
 from shards.augment import mask_words
 from shards.evaluation import EvaluationDataset
 from shards.images import center_crop
-from shards.manifest import Manifest
+from shards.manifest import IMAGE, REGIONS, Manifest
 from shards.tools.concepts import Vocabulary, label_captions, read_vocabulary
+from trainer.errors import RunError
 
 NO_PIXELS = 1
 """Side of the pictures of a model that reads none."""
@@ -48,6 +49,23 @@ def caption_tokenizer(
     return ConceptTokenizer(tokenize, read_vocabulary(Path(config.consensus.concepts)))
 
 
+def not_held(config: ModelConfig, manifest: Manifest) -> list[str]:
+    """What a model reads of an image and a split does not hold."""
+    wanted = {IMAGE: config.reads_pixels, REGIONS: config.reads_regions}
+    return [what for what, is_read in wanted.items() if is_read and what not in manifest.holds]
+
+
+def evaluation_set(config: ModelConfig, manifest: Manifest) -> EvaluationDataset:
+    """A split as a model takes it, without augmentation. Raises `RunError` for one without what the model reads."""
+    for what in not_held(config, manifest):
+        raise RunError(
+            f"{manifest.location}: holds no {what}, and this model was trained with "
+            f"model.image.inputs={config.image.inputs}; give a split that holds them"
+        )
+    transform, tokenize = center_crop(image_side(config)), caption_tokenizer(config)
+    return EvaluationDataset(manifest, transform, tokenize, region_width(config))
+
+
 def image_side(config: ModelConfig) -> int:
     """Of the square pictures that a model takes, in pixels. Raises `ModelError`."""
     return tower_widths(config.architecture, config.image.size).image_size if config.reads_pixels else NO_PIXELS
@@ -56,9 +74,3 @@ def image_side(config: ModelConfig) -> int:
 def region_width(config: ModelConfig) -> int | None:
     """Features of the regions that a model takes, None where it takes none."""
     return config.image.region_width if config.reads_regions else None
-
-
-def evaluation_set(config: ModelConfig, manifest: Manifest) -> EvaluationDataset:
-    """A split as a model takes it, without augmentation. Raises as the functions above do."""
-    transform, tokenize = center_crop(image_side(config)), caption_tokenizer(config)
-    return EvaluationDataset(manifest, transform, tokenize, region_width(config))

@@ -13,6 +13,7 @@ from typing import NoReturn
 from model.errors import ModelError
 from shards.errors import DataError
 from shards.parallel import end_with_parent
+from shards.progress import counted
 from shards.signals import held
 from trainer.distributed import World, free_port
 from trainer.errors import RunError
@@ -39,10 +40,8 @@ def launch(plan: Plan, stop: StopRequest) -> bool:
         return train(plan, World(), stop)
     import torch
 
-    if 0 < torch.cuda.device_count() < plan.processes:
-        raise RunError(
-            f"--processes {plan.processes}: this machine has {torch.cuda.device_count()} GPUs; start fewer"
-        )
+    if 0 < (gpus := torch.cuda.device_count()) < plan.processes:
+        raise RunError(f"--processes {plan.processes}: this machine has {counted(gpus, 'GPU')}; start fewer")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // plan.processes)))
     context = get_context("spawn")
     errors: SimpleQueue[str] = context.SimpleQueue()

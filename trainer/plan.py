@@ -6,6 +6,7 @@ from pathlib import Path
 from model.config import ModelConfig
 from shards.loader import steps_per_epoch
 from shards.manifest import Manifest, read_manifest
+from shards.progress import counted
 from shards.storage.cache import Cache, default_directory
 from shards.storage.location import is_remote
 from shards.training import Part, TrainingSet
@@ -17,6 +18,7 @@ from trainer.concepts import settle_concepts
 from trainer.config import DataConfig, PartConfig, Recipe
 from trainer.continuity import changes_of, check_model
 from trainer.errors import RunError
+from trainer.idle import idle_settings
 from trainer.plan_checks import check_batch, check_splits, check_terms
 from trainer.recipe import run_folder
 
@@ -76,19 +78,21 @@ class Plan:
             start = f"{self.resume.path} (step {self.resume.step:,})"
         elif self.init_from:
             start = f"the weights of {self.init_from.path}"
-        val = f"val    {self.val.location}: {self.val.num_samples:,} images" if self.val else "val    none"
+        val = f"val    {self.val.location}: {counted(self.val.num_samples, 'image')}" if self.val else "val    none"
         batch, model = recipe.data.global_batch_size, recipe.model
-        at_once = f", {self.micro_batch_size} pairs at once" if self.micro_batch_size < self.share else ""
+        at_once = (
+            f", {counted(self.micro_batch_size, 'pair')} at once" if self.micro_batch_size < self.share else ""
+        )
         return [
             f"run    {self.run_dir}, from {start}",
             *_describe(self.train),
             *_cache_warning(self.train, recipe.data.cache.max_gb),
             val,
             f"model  {model.framework} on {model.architecture}, embeddings of {model.embed_dim}",
-            *_idle_concepts(model),
+            *(f"note   {line}" for line in idle_settings(recipe, fine_tunes=self.init_from is not None)),
             *(f"note   {reason}" for _, reason in look_for_checkpoints(self.run_dir / "checkpoints").damaged),
             f"steps  {self.total_steps:,} of {batch:,} pairs, {self.steps_per_epoch:,} an epoch",
-            f"engine {self.processes} process{'es' * (self.processes > 1)}, ZeRO-{recipe.engine.zero_stage}, "
+            f"engine {counted(self.processes, 'process')}, ZeRO-{recipe.engine.zero_stage}, "
             f"{recipe.engine.precision}{at_once}",
         ]
 
@@ -108,7 +112,9 @@ def make_plan(recipe: Recipe, processes: int, resume_from: Path | None = None) -
     check_batch(recipe, train, processes)
     check_terms(recipe)
     if val is not None and val.num_samples < processes:
-        raise RunError(f"data.val={val.location}: {val.num_samples} samples for {processes} processes; start fewer")
+        raise RunError(
+            f"data.val={val.location}: {counted(val.num_samples, 'sample')} for {processes} processes; start fewer"
+        )
     steps = steps_per_epoch(train.num_visits, recipe.data.global_batch_size, recipe.data.last_batch)
     checkpoints = Path(recipe.run.dir) / "checkpoints"
     resume = read_checkpoint(resume_from) if resume_from else newest_checkpoint(checkpoints)
@@ -120,7 +126,7 @@ def make_plan(recipe: Recipe, processes: int, resume_from: Path | None = None) -
     total_steps = max(1, round(recipe.schedule.epochs * steps))
     if (recipe.log.trace_step or 0) > total_steps:
         raise RunError(
-            f"log.trace_step={recipe.log.trace_step}: the run has {total_steps:,} steps; give one of them"
+            f"log.trace_step={recipe.log.trace_step}: the run has {counted(total_steps, 'step')}; give one of them"
         )
     return Plan(
         recipe=recipe,
@@ -166,16 +172,10 @@ def _describe(train: TrainingSet) -> list[str]:
     lines = []
     for part, visits in zip(train.parts, train.counts, strict=True):
         of = part.manifest
-        line = f"data   {of.location}: {of.num_samples:,} images, {of.num_captions:,} captions"
+        line = f"data   {of.location}: {counted(of.num_samples, 'image')}, {counted(of.num_captions, 'caption')}"
         plain = len(train.parts) == 1 and visits == of.num_samples
-        lines.append(line if plain else f"{line}; {visits:,} visits an epoch")
+        lines.append(line if plain else f"{line}; {counted(visits, 'visit')} an epoch")
     return lines
-
-
-def _idle_concepts(model: ModelConfig) -> list[str]:
-    if model.consensus.concepts is None or model.has_consensus:
-        return []
-    return [f"note   model.consensus.concepts has no effect with model.framework={model.framework}"]
 
 
 def _cache_warning(train: TrainingSet, max_gb: float) -> list[str]:

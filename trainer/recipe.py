@@ -103,7 +103,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> Tree:
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: not a recipe: {error}") from None
     except yaml.YAMLError as error:
-        raise RunError(f"{path}: not valid YAML: {error}") from None
+        raise RunError(f"{path}: not valid YAML{yaml_problem(error)}") from None
     if not isinstance(tree, dict):
         raise RunError(f"{path}: a recipe is a mapping of sections, found {type(tree).__name__}")
     base = tree.pop("extends", None)
@@ -124,6 +124,10 @@ def _merge(base: Tree, over: Tree) -> Tree:
 
 def _override(tree: Tree, text: str) -> None:
     key, equals, value = text.partition("=")
+    near = difflib.get_close_matches(text, [name for name, _ in shipped_recipes()], 1)
+    if not equals and (near or "/" in text):
+        nearest = f"nearest: {near[0]}; " if near else ""
+        raise RunError(f"override {text!r}: no such recipe; {nearest}those that come with it: itm recipe --list")
     if not equals or not key:
         raise RunError(f"override {text!r}: write key=value, such as optimizer.lr=1e-4, or name a recipe")
     *sections, name = key.split(".")
@@ -135,15 +139,33 @@ def _override(tree: Tree, text: str) -> None:
     try:
         tree[name] = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
-        raise RunError(f"override {text!r}: the value is not valid YAML: {error}") from None
+        raise RunError(f"override {text!r}: the value is not valid YAML{yaml_problem(error)}") from None
+
+
+def yaml_problem(error: yaml.YAMLError) -> str:
+    """Where something is no YAML and why, to go on a line after what it is."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        context = f" {error.context}" if error.context else ""
+        return f", line {mark.line + 1}, column {mark.column + 1}: {error.problem}{context}"
+    return f": {str(error).splitlines()[0]}"
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    # data.train may also be a path, which what is wrong in a list does not concern
+    errors = [one for one in error.errors() if one["loc"] != ("data", "train", "str")]
+    first = errors[0]
+    key = ".".join(str(part) for part in first["loc"] if part != "list[PartConfig]")
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"{key}={first['input']!r}: no such key{_nearest(key)}{more}"
+        key, value = next(iter(flatten({key: first["input"]}).items()), (key, {}))
+        return f"{key}={value!r}: no such key{_nearest(key)}{more}"
+    if first["type"] == "missing":
+        return f"{key}: not given{more}"
+    if first["type"] == "model_type":
+        # what has no keys of its own in a recipe is a part of data.train
+        inner = next((known for known in recipe_keys() if known.startswith(f"{key}.")), f"{key}.path")
+        return f"{key}={first['input']!r}: should be a section with keys, such as {inner}{more}"
     if first["type"] == "value_error":
         inner = str(first["ctx"]["error"])
         return f"{key}.{inner}{more}" if key else f"{inner}{more}"

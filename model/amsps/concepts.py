@@ -21,13 +21,13 @@ _Count = Annotated[int, Field(ge=0)]
 
 
 class GraphSettings(BaseModel):
-    """How counts become edges (CVSE, section 3.2)."""
+    """How counts become edges (CVSE, section 3.2), within bounds that no power overflows."""
 
-    s: float = Field(5.0, gt=0)
-    u: float = 0.02
-    threshold: float = 0.3
+    s: float = Field(5.0, ge=1e-6, le=1e6)
+    u: float = Field(0.02, ge=-1, le=1)
+    threshold: float = Field(0.3, allow_inf_nan=False)
     """Of the scaled confidence, from which on there is an edge."""
-    weight: float = Field(0.25, ge=0)
+    weight: float = Field(0.25, ge=0, le=1e6)
     """What the edges into a concept sum to, against 1 for itself."""
 
 
@@ -101,8 +101,12 @@ def read_concepts(path: Path) -> Concepts:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise _damaged(path, f"{place}: {first['msg']}" if place else first["msg"]) from None
-    size = len(document.concepts)
+        reason = "should be an object with keys" if first["type"] == "model_type" else first["msg"]
+        raise _damaged(path, f"{place}: {reason}" if place else f"it {reason}") from None
+    words = tuple(concept.word for concept in document.concepts)
+    size = len(words)
+    if len(set(words)) < size:
+        raise _damaged(path, f"the concept {max(words, key=words.count)!r} is given twice")
     if any(len(row) != size for row in document.co_occurrence) or len(document.co_occurrence) != size:
         raise _damaged(path, f"co_occurrence is not {size} x {size}, as its concepts are")
     counts = np.array([concept.count for concept in document.concepts], np.int64)
@@ -110,7 +114,7 @@ def read_concepts(path: Path) -> Concepts:
     apart = ~np.eye(size, dtype=np.bool_)
     if (together != together.T).any() or (together > np.minimum(counts[:, None], counts))[apart].any():
         raise _damaged(path, "co_occurrence and counts contradict each other")
-    return Concepts(tuple(concept.word for concept in document.concepts), counts, together, document.graph)
+    return Concepts(words, counts, together, document.graph)
 
 
 def _damaged(path: Path, reason: str) -> ModelError:

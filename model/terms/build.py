@@ -51,7 +51,7 @@ def _first_level(loss: LossConfig) -> BaseLossConfig:
 
 def relates(model: ModelConfig, loss: LossConfig) -> bool:
     """Whether pairs are related within groups."""
-    return model.framework in ("aahr", "aahr+amsps") and (loss.relations.weight > 0 or loss.regulariser.weight > 0)
+    return model.has_aahr and (loss.relations.weight > 0 or loss.regulariser.weight > 0)
 
 
 def needs_memory(model: ModelConfig, loss: LossConfig) -> bool:
@@ -59,11 +59,11 @@ def needs_memory(model: ModelConfig, loss: LossConfig) -> bool:
     ahrl = loss.ahrl
     levels = ahrl.draws_candidates or ahrl.mining
     mines = model.framework in ("amsps", "aahr+amsps") and ahrl.weight > 0 and levels
-    contrasts = model.framework in ("aahr", "aahr+amsps") and loss.momentum_contrast.weight > 0
+    contrasts = model.has_aahr and loss.momentum_contrast.weight > 0
     return mines or contrasts or clusters(model, loss)
 
 
 def clusters(model: ModelConfig, loss: LossConfig) -> bool:
     """Whether prototypes are re-estimated from the queue."""
     bank = loss.prototypes
-    return model.framework in ("aahr", "aahr+amsps") and bank.weight > 0 and bank.reestimate_every > 0
+    return model.has_aahr and bank.weight > 0 and bank.reestimate_every > 0

@@ -63,7 +63,7 @@ class ImageTower(Backbone):
     ) -> Features:
         """(B, side, side, 3) uint8 -> features. Raises `ModelError` for a batch without images."""
         if images is None:
-            raise ModelError("the data set holds no images; set model.image.inputs to regions")
+            raise ModelError("the data set holds no images, which this model reads; give one that has them")
         pixels = (images.permute(0, 3, 1, 2).to(torch.float32) - self.mean) / self.std
         with self.gradient():
             if isinstance(self.visual, VisionTransformer):
@@ -145,7 +145,8 @@ class TextTower(Backbone):
 
 def _known(architecture: str) -> None:
     if architecture not in open_clip.list_models():
-        near = difflib.get_close_matches(architecture, open_clip.list_models(), 3, 0.4)
+        names = {name.lower(): name for name in open_clip.list_models()}
+        near = [names[match] for match in difflib.get_close_matches(architecture.lower(), names, 3, 0.4)]
         raise ModelError(
             f"model.architecture {architecture!r}: no such open_clip configuration"
             + (f"; nearest: {', '.join(near)}" if near else "")

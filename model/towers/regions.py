@@ -25,7 +25,7 @@ class RegionTower(Tower):
         """
         if regions is None:
             raise ModelError(
-                "the data set holds no regions; convert it with them, or set model.image.inputs to pixels"
+                "the data set holds no regions, which this model reads; give one that was converted with them"
             )
         if regions.shape[-1] != self.token_width:
             raise ModelError(

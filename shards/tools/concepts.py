@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -191,6 +192,19 @@ def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
         stream.write(b"\n}\n")
 
 
+def _read_candidates(rows: list[dict[str, Any]]) -> tuple[Candidate, ...]:
+    taken: dict[str, str] = {}
+    for row in rows:
+        word, forms = row["word"], row["forms"]
+        if not isinstance(forms, list) or not all(isinstance(form, str) for form in forms):
+            raise ValueError(f"the forms of {word!r} are {forms!r}, not a list of words")
+        for form in forms:
+            if form in taken:
+                raise ValueError(f"the form {form!r} of {word!r} is there already, of {taken[form]!r}")
+            taken[form] = word
+    return tuple(Candidate(row["word"], row["group"], tuple(row["forms"])) for row in rows)
+
+
 def read_vocabulary(path: Path) -> Vocabulary:
     """Read what `write_vocabulary` wrote. Raises `DataError` when the file is missing or something else."""
     try:
@@ -200,7 +214,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
         rows = document["concepts"]
         size = len(rows)
         return Vocabulary(
-            tuple(Candidate(row["word"], row["group"], tuple(row["forms"])) for row in rows),
+            _read_candidates(rows),
             np.array([row["count"] for row in rows], np.int64),
             np.array(document["co_occurrence"], np.int64).reshape(size, size),
             document["captions"],

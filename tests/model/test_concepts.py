@@ -117,6 +117,12 @@ DAMAGES = {
     "more than counted": {"co_occurrence": [[0, 12, 10, 0], TOGETHER[1], [10, 2, 0, 0], TOGETHER[3]]},
     "no graph": {"graph": None},
     "a graph that cannot be": {"graph": {"s": 0.0}},
+    "a graph that overflows": {"graph": {"s": 1e308, "u": -9}},
+    "a graph of infinities": {"graph": {"weight": float("inf")}},
+    "a concept twice": {
+        "concepts": [{"word": word, "count": 50} for word in ("dog", "man", "dog", "red")],
+        "co_occurrence": [[0] * 4] * 4,
+    },
 }
 
 
@@ -133,6 +139,12 @@ def test_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other").write_bytes(content)
     with pytest.raises(ModelError, match=r"not a concept file"):
         read_concepts(tmp_path / "other")
+
+
+def test_an_object_is_asked_for_in_plain_words(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"not a concept file \(it should be an object with keys\)"):
+        read_concepts(tmp_path / "list.json")
 
 
 def test_word_features_are_the_towers_own_and_do_not_depend_on_batches() -> None:

@@ -180,6 +180,8 @@ def test_an_unknown_architecture_is_an_error_that_names_the_nearest() -> None:
     for use in (tower_widths, clip_towers):
         with pytest.raises(ModelError, match=r"'itm-tinny'.*nearest: itm-tiny"):
             use("itm-tinny")
+        with pytest.raises(ModelError, match=r"nearest: ViT-B-32,"):
+            use("vit-b-32")
 
 
 @pytest.mark.parametrize(

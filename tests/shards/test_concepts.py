@@ -17,7 +17,7 @@ from shards.errors import DataError
 from shards.manifest import Manifest, read_manifest
 from shards.sources.record import Record
 from shards.tools.concept_graph import GraphOptions, adjacency
-from shards.tools.concepts import concept_labels, mine_concepts, read_vocabulary, write_vocabulary
+from shards.tools.concepts import Vocabulary, concept_labels, mine_concepts, read_vocabulary, write_vocabulary
 from shards.tools.word_classes import Candidate, candidates, tag_captions
 from shards.tools.words import count_words, tokens, words
 
@@ -253,6 +253,25 @@ def test_another_file_is_refused_in_plain_words(tmp_path: Path, content: bytes, 
     with pytest.raises(DataError, match="not a concept file") as raised:
         read_vocabulary(tmp_path / "concepts.json")
     assert f"not a concept file ({reason}" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("forms", "reason"),
+    [
+        ("dog", "the forms of 'dog' are 'dog', not a list of words"),
+        ([1], r"the forms of 'dog' are \[1\], not a list of words"),
+        (["dog", "zebras"], "the form 'zebras' of 'zebra' is there already, of 'dog'"),
+    ],
+)
+def test_forms_are_words_of_one_concept(tmp_path: Path, forms: object, reason: str) -> None:
+    concepts = (Candidate("dog", "object", ("dog",)), Candidate("zebra", "object", ("zebras",)))
+    path = tmp_path / "concepts.json"
+    write_vocabulary(path, Vocabulary(concepts, np.array([1, 1]), np.zeros((2, 2), np.int64), 2, ()))
+    document = json.loads(path.read_bytes())
+    document["concepts"][0]["forms"] = forms
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError, match=rf"not a concept file \({reason}\)"):
+        read_vocabulary(path)
 
 
 def test_one_concept_is_not_several(tmp_path: Path, itm: Itm) -> None:

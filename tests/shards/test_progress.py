@@ -1,7 +1,7 @@
 import pytest
 
 import shards.progress
-from shards.progress import progress_bar
+from shards.progress import counted, progress_bar
 
 
 class Clock:
@@ -46,6 +46,12 @@ def test_the_rate_is_the_recent_one(clock: Clock, capsys: pytest.CaptureFixture[
             clock.now = 10.0 * (step + 1)
             advance(1000)
     assert capsys.readouterr().err.splitlines()[-1] == "convert: 120,000 of 200,000, 100/s, 0:13:20 left"
+
+
+def test_numbers_agree_with_their_nouns() -> None:
+    nouns = ("shard", "property", "process")
+    assert [counted(1, noun) for noun in nouns] == ["1 shard", "1 property", "1 process"]
+    assert [counted(2000, noun) for noun in nouns] == ["2,000 shards", "2,000 properties", "2,000 processes"]
 
 
 def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

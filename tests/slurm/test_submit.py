@@ -82,6 +82,12 @@ def test_a_chain_waits_in_order() -> None:
     assert "#SBATCH --array=1-4\n" in jobs[0].script
 
 
+def test_a_chain_that_is_no_yaml_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "chain.yaml").write_text("- stage: [a\n")
+    with pytest.raises(RunError, match=r"chain\.yaml: not valid YAML, line 2, column 1: [^\n]+\Z"):
+        read_chain(tmp_path / "chain.yaml", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -65,6 +65,12 @@ def test_the_commands_take_urls_and_workers(
     assert out.is_file()
 
 
+def test_a_split_without_the_models_regions_is_named(tmp_path: Path, demo: Path, make_run: MakeRun) -> None:
+    run = make_run(tmp_path / "run", model={"image": {"inputs": "regions", "region_width": 8}})
+    with pytest.raises(RunError, match=r"val: holds no regions, .*inputs=regions; give a split that holds them"):
+        evaluate(run, demo / "val")
+
+
 def by_name(text: str) -> dict[str, list[str]]:
     """The numbers of each row of printed tables; names hold no digit."""
     rows = re.findall(r"^(\D+?) +([\d. –†]+)$", text, re.MULTILINE)

@@ -175,6 +175,12 @@ def test_what_is_damaged_is_named(tmp_path: Path, make_run: MakeRun) -> None:
         load_model(out)
 
 
+def test_a_run_without_momentum_encoders_has_none_to_export(tmp_path: Path, make_run: MakeRun) -> None:
+    run = make_run(tmp_path / "run", model=model_of(tmp_path, "clip"))
+    with pytest.raises(RunError, match=r"step-00000004: .*keeps no momentum encoders.*leave --momentum out"):
+        export_model(run, tmp_path / "out", momentum=True)
+
+
 def test_the_command_says_what_it_does(tmp_path: Path, make_run: MakeRun) -> None:
     run, out = make_run(tmp_path / "run"), tmp_path / "new" / "out"
     arguments = ["export", str(run), "--out", str(out)]

@@ -55,6 +55,10 @@ def test_the_summary_says_what_would_run(plan: MakePlan, tmp_path: Path) -> None
     for part in (str(tmp_path / "run"), "random weights", "20 images", ": 6 images", "itm-tiny", "20 of 8 pairs"):
         assert part in text
     assert "2 processes, ZeRO-2, float32" in text
+    assert "1 process, ZeRO-2" in "\n".join(plan().summary())
+    assert "note   model.text.transformer.weights has no effect" in "\n".join(
+        plan(model={"text": {"transformer": {"weights": "random"}}}).summary()
+    )
     assert "val    none" in "\n".join(plan(data={"val": None}).summary())
 
 
@@ -105,6 +109,18 @@ def test_a_processs_share_must_hold_whole_norm_groups(plan: MakePlan) -> None:
     plan(processes=4)
     with pytest.raises(RunError, match=r"model\.norm_group=4: does not divide the 2 pairs"):
         plan(processes=4, model={"norm_group": 4})
+
+
+def test_one_is_said_in_the_singular(plan: MakePlan) -> None:
+    with pytest.raises(RunError, match=r"relations\.group=3: does not divide the 8 pairs .* on 1 process; give"):
+        plan(loss={"relations": {"group": 3}})
+    with pytest.raises(RunError, match=r"relations\.group=2: does not divide the 1 pair a process"):
+        plan(processes=8, model={"norm_group": 1}, loss={"relations": {"group": 2}}, data={"val": None})
+
+
+@pytest.mark.parametrize("framework", ["amsps", "clip"])
+def test_norm_groups_matter_only_where_there_is_batch_norm(plan: MakePlan, framework: str) -> None:
+    assert plan(processes=4, model={"norm_group": 4, "framework": framework}).share == 2
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,8 @@ def test_shipped_recipes_are_found_by_name_from_anywhere(tmp_path: Path, monkeyp
     (tmp_path / "flickr8k").mkdir()  # a folder of data
     assert load_recipe(Path("flickr8k")).model.architecture == "itm-small"
     assert "no such recipe" in error_of(Path("pretrain/cc4m"))
-    assert "override 'towers/vit_b17': write key=value" in error_of(Path("flickr8k"), "towers/vit_b17")
+    assert "no such recipe; nearest: towers/vit_b16;" in error_of(Path("flickr8k"), "towers/vit_b61")
+    assert "no such recipe; those" in error_of(Path("flickr8k"), "q/w")
     assert "none.yaml: no such recipe" in error_of(Path("flickr8k"), "none.yaml")
 
 
@@ -148,7 +149,10 @@ def test_the_last_override_of_a_key_holds(empty: Path) -> None:
     ("override", "parts"),
     [
         ("optimizer.learning_rate=1", ["optimizer.learning_rate=1: no such key", "nearest: optimizer."]),
-        ("optimiser.lr=1", ["optimiser={'lr': 1}: no such key", "nearest: optimizer"]),
+        ("optimiser.lr=1", ["optimiser.lr=1: no such key", "nearest: optimizer.lr"]),
+        ("loss.bass.margin=0.1", ["loss.bass.margin=0.1: no such key", "nearest: loss.base.margin"]),
+        ("loss.bass={}", ["loss.bass={}: no such key", "nearest: loss.base."]),
+        (".lr=3", [".lr=3: no such key", "nearest: optimizer.lr"]),
         ("lr=1", ["lr=1: no such key", "nearest: optimizer.lr"]),
         ("data.batch_size=8", ["data.batch_size=8", "nearest: data.global_batch_size"]),
         ("schedule.seed=1", ["schedule.seed=1: no such key", "nearest: run.seed"]),
@@ -167,17 +171,24 @@ def test_the_last_override_of_a_key_holds(empty: Path) -> None:
         ("engine.zero_stage=4", ["engine.zero_stage=4: should be 0, 1, 2 or 3"]),
         ("engine.precision=fp16", ["engine.precision='fp16': should be 'float32', 'bfloat16' or 'float16'"]),
         ("engine.offload_parameters=cpu", [": engine.offload_parameters: needs engine.zero_stage=3"]),
-        ("optimizer=3", ["optimizer=3: should be a valid dictionary"]),
+        ("optimizer=3", ["optimizer=3: should be a section with keys, such as optimizer.lr"]),
+        ("loss.base=0.5", ["loss.base=0.5: should be a section with keys, such as loss.base.weight"]),
+        ("data.train.path=x", ["data.train: {'path': 'x'}: give a folder's path, or a list of {path, weight"]),
+        ("data.train=[3]", ["data.train.0=3: should be a section with keys, such as data.train.0.path"]),
+        ("data.train=[{weight: 1.0}]", ["data.train.0.path: not given"]),
+        ("data.train=[{path: 3}]", ["data.train.0.path=3: should be a valid string"]),
         ("model.embed_dim=100", ["model.embed_dim: 100 is not divisible by 16 model.aahr.fragment_heads"]),
         ("data.global_batch_size=100", ["model.norm_group: 128 does not divide data.global_batch_size 100"]),
         ("run.seed", ["override 'run.seed': write key=value"]),
         ("=5", ["override '=5': write key=value"]),
-        ("run.dir=[a", ["override 'run.dir=[a': the value is not valid YAML"]),
+        ("run.dir=[a", ["override 'run.dir=[a': the value is not valid YAML, line 1, column 3: expected"]),
     ],
 )
 def test_a_wrong_override_is_an_error_that_says_which(empty: Path, override: str, parts: list[str]) -> None:
     message = error_of(empty, override)
     assert all(part in message for part in parts), message
+    assert "\n" not in message
+    assert "more" not in message
 
 
 def test_an_override_into_a_value_is_refused(tmp_path: Path) -> None:
@@ -188,6 +199,16 @@ def test_an_override_into_a_value_is_refused(tmp_path: Path) -> None:
 def test_odd_embeddings_are_refused(empty: Path) -> None:
     message = error_of(empty, "model.aahr.fragment_heads=1", "model.embed_dim=33")
     assert "model.embed_dim: 33 is odd" in message
+
+
+@pytest.mark.parametrize("framework", ["amsps", "clip", "siglip"])
+def test_what_only_aahr_has_refuses_no_other_framework(empty: Path, framework: str) -> None:
+    recipe = load_recipe(
+        empty, [f"model.framework={framework}", "model.embed_dim=601", "data.global_batch_size=100"]
+    )
+    assert (recipe.model.embed_dim, recipe.data.global_batch_size) == (601, 100)
+    message = error_of(empty, "model.framework=aahr+amsps", "data.global_batch_size=100")
+    assert "model.norm_group: 128 does not divide" in message
 
 
 def test_an_error_names_the_file_and_counts_the_others(tmp_path: Path) -> None:
@@ -201,7 +222,9 @@ def test_an_error_names_the_file_and_counts_the_others(tmp_path: Path) -> None:
     [
         (b"run: {seed: 1}\nrun: {seed: 2}", "the key 'run' is given twice"),
         (b"run: {seed: 1, seed: 2}", "the key 'seed' is given twice"),
-        (b"run: [", "not valid YAML"),
+        (b"run: [", "not valid YAML, line 1, column 7: expected the node content, but found '<stream end>'"),
+        (b"run:\n  dir: [a\n", "not valid YAML, line 3, column 1: expected ',' or ']'"),
+        (b"run: \0", "not valid YAML: unacceptable character"),
         (b"- run", "a recipe is a mapping of sections, found list"),
         (b"", "a recipe is a mapping of sections, found NoneType"),
         (b"run: {dir: \xff\xfe}", "not a recipe"),
@@ -212,6 +235,7 @@ def test_a_file_that_is_no_recipe_is_a_users_error(tmp_path: Path, content: byte
     (tmp_path / "bad.yaml").write_bytes(content)
     assert message in error_of(tmp_path / "bad.yaml")
     assert "bad.yaml" in error_of(tmp_path / "bad.yaml")
+    assert "\n" not in error_of(tmp_path / "bad.yaml")
 
 
 def test_a_path_that_cannot_be_a_file_is_a_users_error(tmp_path: Path, empty: Path) -> None:

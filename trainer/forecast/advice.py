@@ -38,7 +38,7 @@ def _line(forecast: Forecast, stage: int, settings: str) -> str:
 
 def _sizes(recipe: Recipe, share: int) -> list[int]:
     """Smaller micro-batches that a run may have, the largest first."""
-    group = recipe.model.norm_group if recipe.model.framework in ("aahr", "aahr+amsps") else 1
+    group = recipe.model.norm_group if recipe.model.has_aahr else 1
     now = min(recipe.engine.micro_batch_size or share, share)
     sizes = (size for size in range(now // 2, 0, -1) if share % size == 0 and size % group == 0)
     return [size for size in sizes if share // size <= MOST_PARTS]

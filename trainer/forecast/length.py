@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from shards.loader import steps_per_epoch
+from shards.progress import counted
 from trainer.config import Recipe
 from trainer.errors import RunError
 from trainer.flops import PEAKS, arithmetic_of, peak_tflops
@@ -36,7 +37,7 @@ def count_steps(recipe: Recipe, visits: int) -> tuple[int, int]:
     """Steps an epoch and in all. Raises `RunError` where the data do not fill a batch."""
     batch = recipe.data.global_batch_size
     if batch > visits:
-        raise RunError(f"data.global_batch_size={batch}: more than the {visits:,} samples; lower it")
+        raise RunError(f"data.global_batch_size={batch}: more than the {counted(visits, 'sample')}; lower it")
     epoch = steps_per_epoch(visits, batch, recipe.data.last_batch)
     return epoch, max(1, round(recipe.schedule.epochs * epoch))
 

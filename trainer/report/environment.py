@@ -7,6 +7,7 @@ from importlib.metadata import version
 from statistics import median
 from typing import Any
 
+from shards.progress import counted
 from trainer.checkpoint import STATE, Checkpoint
 from trainer.report.runs import Run
 from trainer.report.tensors import count_weights
@@ -52,7 +53,7 @@ def _trained(run: Run) -> str:
     if not run.last:
         return "no step is logged yet"
     epoch = f", epoch {run.last['epoch']:.2f} of {run.recipe.schedule.epochs:g}" if "epoch" in run.last else ""
-    return f"{run.last['step']:,} steps{epoch}"
+    return f"{counted(run.last['step'], 'step')}{epoch}"
 
 
 def _origin(run: Run) -> str:

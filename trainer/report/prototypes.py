@@ -57,7 +57,7 @@ class Prototypes:
 
 def has_prototypes(recipe: Recipe) -> bool:
     """Whether a run keeps a bank."""
-    return recipe.model.framework in ("aahr", "aahr+amsps") and recipe.loss.prototypes.weight > 0
+    return recipe.model.has_aahr and recipe.loss.prototypes.weight > 0
 
 
 @torch.no_grad()
