@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from model.errors import ModelError
+from model.towers.weights import UNREADABLE, grouped, require_finite, what_is_wrong
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -47,20 +48,12 @@ def _reading(name: str, mend: str = _MEND) -> Iterator[dict[str, Any]]:
             "local_files_only": local.is_dir(),
             "trust_remote_code": False,
         }
-    except (
-        AttributeError,
-        ImportError,
-        KeyError,
-        OSError,
-        RuntimeError,
-        SafetensorError,
-        TypeError,
-        UnpicklingError,
-        ValueError,
-    ) as error:
+    except (*UNREADABLE, ImportError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
         if isinstance(error, KeyError):
             reason = f"the library knows no {reason}"
+        if isinstance(error, (SafetensorError, UnpicklingError)):
+            reason = f"a weights file of it {what_is_wrong(error)}"
         if isinstance(error, OSError) and not local.is_dir():
             reason = f"neither a folder here nor to be had from the hub ({reason})"
         raise ModelError(f"{WHERE}.name {name!r}: {reason}; {mend}") from None
@@ -109,7 +102,7 @@ def new_model(name: str, config: "PreTrainedConfig") -> "PreTrainedModel":
 
 
 def pretrained_model(name: str) -> tuple["PreTrainedModel", list[str]]:
-    """A model with its weights in float32, and a line for each weight without counterpart."""
+    """A model, its weights in float32, and a line for each that was not there and one for what was not used."""
     with _reading(name) as arguments:
         import torch
         from transformers import AutoModel
@@ -131,9 +124,12 @@ def pretrained_model(name: str) -> tuple["PreTrainedModel", list[str]]:
     missing = {key for key in loaded[1]["missing_keys"] if not key.startswith("pooler.")}
     if missing >= {key for key in model.state_dict() if not key.startswith("pooler.")}:
         raise ModelError(f"{WHERE}.name {name!r}: its weights are those of another model; no name is known here")
+    for key, weight in model.named_parameters():
+        require_finite(f"{WHERE}.name {name!r}", key, weight)
+    unused = grouped(loaded[1]["unexpected_keys"], model.state_dict())
     return model, [
         *(f"{key}: not in {name}, left random" for key in sorted(missing)),
-        *(f"{key}: in {name}, not used" for key in sorted(loaded[1]["unexpected_keys"])),
+        *([f"{name}: not used: {', '.join(unused)}"] if unused else []),
     ]
 
 

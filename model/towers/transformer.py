@@ -112,7 +112,7 @@ def _load(model: "PreTrainedModel", path: Path) -> list[str]:
     missing = load_matching(model, weights, "")
     if missing is None:
         raise ModelError(f"{weights.source}: weights of another model: no name in it is known here")
-    return [line for line in missing if not line.startswith("pooler.")] + weights.unused()
+    return [line for line in missing if not line.startswith("pooler.")] + [weights.report()]
 
 
 @torch.no_grad()

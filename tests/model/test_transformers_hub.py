@@ -8,6 +8,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from torch import nn
 from transformers import AlbertConfig, AlbertModel, GPT2Config, GPT2Model, ModernBertConfig, ModernBertModel
 
 from model.config import TransformerConfig
@@ -57,6 +58,19 @@ def test_weights_of_other_shapes_than_the_configuration_says(bert: Path) -> None
         "its weights do not fit its config.json: encoder.layer.0.intermediate.dense.bias is [24] there and "
         "[32] here (6 such)"
     )
+
+
+def test_weights_that_cannot_be_read_are_told_without_the_readers_own_words(bert: Path) -> None:
+    weights = bert / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    assert "a weights file of it is cut off; copy it again" in refusal(bert)
+    weights.unlink()
+    torch.save(nn.Linear(2, 2), bert / "pytorch_model.bin")
+    assert "a weights file of it holds more than tensors, such as a whole model; save its state_dict" in refusal(
+        bert
+    )
+    (bert / "pytorch_model.bin").write_bytes(b"hello")
+    assert "model.text.transformer.name" in refusal(bert)
 
 
 def test_a_decoder_is_no_encoder(tmp_path: Path, bert: Path) -> None:
