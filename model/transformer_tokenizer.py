@@ -91,11 +91,15 @@ def read_transformer_tokenizer(name: str, max_length: int, augment: Augment | No
         )
     vocabulary = fast.get_vocab()
     # where there is no tokenizer in a folder, the library makes one that knows no words
-    half_known = len(vocabulary) > config.vocab_size // 2
-    if pad != config.pad_token_id or not half_known or max(vocabulary.values()) >= config.vocab_size:
+    if len(vocabulary) <= config.vocab_size // 2 or max(vocabulary.values()) >= config.vocab_size:
         raise ModelError(
             f"{WHERE}.name {name!r}: its tokenizer is missing or that of another model "
             f"({len(vocabulary)} tokens, the model has {config.vocab_size})"
+        )
+    if pad != config.pad_token_id:
+        raise ModelError(
+            f"{WHERE}.name {name!r}: its tokenizer pads with {pad}, but pad_token_id in its config.json is "
+            f"{config.pad_token_id}; give the tokenizer with which it was trained"
         )
     apart = set(theirs.all_special_ids)
     words = sorted(number for word, number in vocabulary.items() if number not in apart and not _is_unused(word))

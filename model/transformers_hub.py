@@ -6,7 +6,7 @@ along is not run.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from logging import ERROR
+from logging import ERROR, getLogger
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from model.errors import ModelError
+from model.towers.weights import UNREADABLE, grouped, require_finite, what_is_wrong
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,16 +25,20 @@ PLAIN_ATTENTION = {"albert", "bert", "camembert", "distilbert", "electra", "robe
 may come ready-made, and how far a text is padded changes nothing."""
 
 
+_MEND = "give a folder that save_pretrained wrote, or a hub name"
+
+
 @contextmanager
-def _reading(name: str) -> Iterator[dict[str, Any]]:
+def _reading(name: str, mend: str = _MEND) -> Iterator[dict[str, Any]]:
     """Quietly, with the library's many errors as one line. Gives the arguments of `from_pretrained`."""
     from transformers.utils import logging
 
     local = Path(name).expanduser()
-    if not local.is_dir() and (local.is_absolute() or name.startswith((".", "~"))):
-        raise ModelError(
-            f"{WHERE}.name {name!r}: no such folder; give one that save_pretrained wrote, or a hub name"
-        )
+    if not local.is_dir() and _means_a_folder(name):
+        raise ModelError(f"{WHERE}.name {name!r}: no such folder; {_MEND}")
+    hub = getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(ERROR)  # it tells of each try to connect
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(ERROR)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -43,66 +48,88 @@ def _reading(name: str) -> Iterator[dict[str, Any]]:
             "local_files_only": local.is_dir(),
             "trust_remote_code": False,
         }
-    except (
-        AttributeError,
-        ImportError,
-        KeyError,
-        OSError,
-        RuntimeError,
-        SafetensorError,
-        TypeError,
-        UnpicklingError,
-        ValueError,
-    ) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelError(
-            f"{WHERE}.name {name!r}: {reason.rstrip('.')}; give a folder that save_pretrained wrote, or a hub name"
-        ) from None
+    except (*UNREADABLE, ImportError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        if isinstance(error, KeyError):
+            reason = f"the library knows no {reason}"
+        if isinstance(error, (SafetensorError, UnpicklingError)):
+            reason = f"a weights file of it {what_is_wrong(error)}"
+        if isinstance(error, OSError) and not local.is_dir():
+            reason = f"neither a folder here nor to be had from the hub ({reason})"
+        raise ModelError(f"{WHERE}.name {name!r}: {reason}; {mend}") from None
     finally:
+        hub.setLevel(level)
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _means_a_folder(name: str) -> bool:
+    """Whether no hub name can be meant: those have one slash at most, and what is a folder here is nobody there."""
+    parts = Path(name).parts
+    return name.startswith((".", "~", "/")) or len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir())
 
 
 def read_config(name: str) -> "PreTrainedConfig":
     """A text encoder's settings. Raises `ModelError` when there are none, or for another kind of model."""
     with _reading(name) as arguments:
         from transformers import AutoConfig
+        from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
         config: PreTrainedConfig = AutoConfig.from_pretrained(**arguments)
     wanted = ("vocab_size", "hidden_size", "pad_token_id")
-    if config.is_encoder_decoder or any(getattr(config, key, None) is None for key in wanted):
+    # to fill in a masked word a model must see what is before and after it, as a decoder does not
+    encodes = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    if not encodes or any(getattr(config, key, None) is None for key in wanted):
         raise ModelError(no_text_encoder(name, config))
+    if getattr(config, "is_decoder", False):
+        raise ModelError(f"{WHERE}.name {name!r}: is_decoder is set in its config.json; an encoder is needed")
     return config
 
 
 def no_text_encoder(name: str, config: "PreTrainedConfig") -> str:
-    return f"{WHERE}.name {name!r}: {config.model_type} is no text encoder such as BERT or RoBERTa"
+    return f"{WHERE}.name {name!r}: {config.model_type} is no text encoder such as BERT or RoBERTa; {_MEND} of one"
 
 
-def new_model(config: "PreTrainedConfig") -> "PreTrainedModel":
-    """A model with random weights."""
-    import torch
-    from transformers import AutoModel
+def new_model(name: str, config: "PreTrainedConfig") -> "PreTrainedModel":
+    """A model with random weights. Raises `ModelError` for a configuration of which none can be made."""
+    with _reading(name, f"mend its config.json, or {_MEND}"):
+        import torch
+        from transformers import AutoModel
 
-    model: PreTrainedModel = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     return model
 
 
 def pretrained_model(name: str) -> tuple["PreTrainedModel", list[str]]:
-    """A model with its weights in float32, and a line for each weight without counterpart."""
+    """A model, its weights in float32, and a line for each that was not there and one for what was not used."""
     with _reading(name) as arguments:
         import torch
         from transformers import AutoModel
 
-        loaded = AutoModel.from_pretrained(**arguments, dtype=torch.float32, output_loading_info=True)
+        # or else the shapes would be in a table that the library prints
+        asked: dict[str, Any] = {
+            "dtype": torch.float32,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,
+        }
+        loaded = AutoModel.from_pretrained(**arguments, **asked)
     model: PreTrainedModel = loaded[0]
+    if other := sorted(loaded[1]["mismatched_keys"]):
+        key, there, here = other[0]
+        raise ModelError(
+            f"{WHERE}.name {name!r}: its weights do not fit its config.json: {key} is {list(there)} there and "
+            f"{list(here)} here ({len(other)} such)"
+        )
     missing = {key for key in loaded[1]["missing_keys"] if not key.startswith("pooler.")}
     if missing >= {key for key in model.state_dict() if not key.startswith("pooler.")}:
         raise ModelError(f"{WHERE}.name {name!r}: its weights are those of another model; no name is known here")
+    for key, weight in model.named_parameters():
+        require_finite(f"{WHERE}.name {name!r}", key, weight)
+    unused = grouped(loaded[1]["unexpected_keys"], model.state_dict())
     return model, [
         *(f"{key}: not in {name}, left random" for key in sorted(missing)),
-        *(f"{key}: in {name}, not used" for key in sorted(loaded[1]["unexpected_keys"])),
+        *([f"{name}: not used: {', '.join(unused)}"] if unused else []),
     ]
 
 

@@ -18,7 +18,7 @@ class Towers:
     text: Tower
     """(C, T) int64, as `model.caption_tokenizer` makes them -> `Features`."""
     notes: list[str]
-    """A line for each weight that had no counterpart where weights were loaded from a file or a folder."""
+    """What to know of weights loaded from a file or a folder: what was not there, how many were taken."""
 
 
 def build_towers(config: ModelConfig, load: bool = True) -> Towers:

@@ -171,7 +171,7 @@ def tower_widths(architecture: str, image_size: int | None = None) -> TowerWidth
     ):
         raise ModelError(
             f"model.architecture {architecture!r}: "
-            "a square ViT or timm image tower with a CLIP text tower and CLIP's tokenizer is needed"
+            "give one of a square ViT or timm image tower with a CLIP text tower and CLIP's tokenizer"
         )
     patch = 1 if vision.get("timm_model_name") else int(vision.get("patch_size", 16))
     if image_size is not None and image_size % patch:
@@ -211,6 +211,7 @@ def clip_towers(
             f"model.pretrained {pretrained!r} was trained with another activation than {architecture} has; "
             f"set model.architecture to {architecture}-quickgelu"
         )
+    widths = tower_widths(architecture, image_size)  # refuses first what would ask the hub for a text tower
     file = weights_file(pretrained) if load else None
     clip = new_clip(architecture, pretrained if load and not file else None, image_size)
     visual, text = clip.visual, clip.text
@@ -226,7 +227,6 @@ def clip_towers(
         )
     notes, statistics = load_clip(clip, file) if file else ([], {})
     settings = open_clip.get_model_preprocess_cfg(clip) | tag
-    widths = tower_widths(architecture, image_size)
     image_tower = ImageTower(visual, settings["mean"], settings["std"], widths.pooled, widths.image_tokens)
     image_tower.load_state_dict(statistics, strict=False)
     return image_tower, TextTower(text, widths.pooled, widths.text_tokens), notes

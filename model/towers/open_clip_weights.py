@@ -1,27 +1,37 @@
 """Weights for the towers of an open_clip configuration: random, of a tag, of a file or of a checkpoint of ours."""
 
+import difflib
 import logging
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from types import SimpleNamespace
 from typing import Any
+from zipfile import BadZipFile
 
 import open_clip
 import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import resize_pos_embed, resize_text_pos_embed
 from open_clip.transformer import VisionTransformer
-from safetensors import SafetensorError
 from torch import nn
 
 import model.architectures  # noqa: F401  (makes our own known)
 from model.errors import ModelError
-from model.towers.weights import Weights, find_prefix, load_matching, read_weights
+from model.towers.weights import (
+    UNREADABLE,
+    Weights,
+    find_prefix,
+    load_matching,
+    read_weights,
+    require_finite,
+    what_is_wrong,
+)
 
-_NO_WEIGHTS = (AssertionError, AttributeError, EOFError, KeyError, TypeError, UnpicklingError, SafetensorError)
-"""What open_clip and torch raise, beside RuntimeError and OSError, on a file that holds no such weights."""
+_FETCHING = re.compile(r"for tag '[^']*': |Last error: ")
+"""What open_clip writes before the reason why a tag's weights could not be fetched."""
 _IMAGE_POSITIONS = "visual.positional_embedding"
 
 
@@ -37,40 +47,59 @@ def new_clip(architecture: str, tag: str | None = None, image_size: int | None =
     With `image_size`, it takes pictures of that side; position embeddings of a tag are interpolated.
     """
     settings = {"force_custom_text": True, "force_image_size": image_size}
-    return _with_weights(architecture, tag, settings) if tag else _with_random_weights(architecture, settings)
+    with _quiet():
+        if tag:
+            return _with_weights(architecture, tag, settings)
+        return open_clip.create_model(architecture, device=torch.get_default_device(), **settings)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the lines for which there is one of ours, and those of the hub on each try to connect."""
+    root, hub = logging.getLogger(), logging.getLogger("huggingface_hub")
+    level = hub.level
+    root.addFilter(_is_news)
+    hub.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.removeFilter(_is_news)
+        hub.setLevel(level)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    # random weights are what was asked for where `pretrained` is not given
-    return "No pretrained weights loaded" not in record.getMessage()
-
-
-def _with_random_weights(architecture: str, settings: dict[str, Any]) -> Any:
-    logger = logging.getLogger()
-    logger.addFilter(_is_news)
-    try:
-        return open_clip.create_model(architecture, device=torch.get_default_device(), **settings)
-    finally:
-        logger.removeFilter(_is_news)
+    # an error is raised, too; random weights are what was asked for where `pretrained` is not given
+    return record.levelno < logging.ERROR and "No pretrained weights loaded" not in record.getMessage()
 
 
 def _with_weights(architecture: str, pretrained: str, settings: dict[str, Any]) -> Any:
+    source = f"model.pretrained {pretrained!r}"
+    if not open_clip.get_pretrained_cfg(architecture, pretrained) and not Path(pretrained).expanduser().exists():
+        raise ModelError(f"{source}: no such file, nor a tag of open_clip for {_tags(architecture, pretrained)}")
     try:
-        return open_clip.create_model(architecture, pretrained, **settings)
-    except (RuntimeError, OSError) as error:
-        raise ModelError(f"model.pretrained {pretrained!r} for {architecture}: {error}") from None
-    except _NO_WEIGHTS as error:
-        reason = f"{type(error).__name__} {str(error).partition('. ')[0]}".strip()
-        raise ModelError(
-            f"model.pretrained {pretrained!r} for {architecture}: no weights of it ({reason})"
-        ) from None
+        clip = open_clip.create_model(architecture, pretrained, **settings)
+    except (*UNREADABLE, BadZipFile) as error:
+        if not str(error).startswith("Failed to download"):
+            raise ModelError(f"{source}: {what_is_wrong(error)}") from None
+        reason = next(iter(_FETCHING.split(str(error))[-1].strip().splitlines()), "").rstrip(".")
+        raise ModelError(f"{source} for {architecture}: could not be fetched: {reason}; give a file") from None
+    for name, weight in clip.named_parameters():
+        require_finite(source, name, weight)
+    return clip
+
+
+def _tags(architecture: str, wrong: str) -> str:
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if near := difflib.get_close_matches(wrong, tags, 3, 0.4):
+        return f"{architecture}; nearest: {', '.join(near)}"
+    return f"{architecture}; it has {', '.join(tags) or 'none'}"
 
 
 def load_clip(clip: Any, path: Path) -> tuple[list[str], dict[str, torch.Tensor]]:
     """Fill an open_clip model's towers from a file or folder.
 
-    Returns a line for whatever had no counterpart, and `mean` and `std` of the pixels where the weights came
-    with them, as a checkpoint of ours does. Raises `ModelError`.
+    Returns a line for whatever was not there, one that counts what was taken and names what was not, and `mean`
+    and `std` of the pixels where the weights came with them, as a checkpoint of ours does. Raises `ModelError`.
     """
     weights = read_weights(path, "model.pretrained")
     weights.tensors = convert_state_dict(clip, weights.tensors)
@@ -90,7 +119,7 @@ def load_clip(clip: Any, path: Path) -> tuple[list[str], dict[str, torch.Tensor]
         raise ModelError(f"{weights.source}: weights of another model: no name in it is known here")
     for part, lines in missing.items():
         notes += [f"{part}.*: not in {weights.source}, left random"] if lines is None else lines
-    return notes + weights.unused(), statistics
+    return [*notes, weights.report()], statistics
 
 
 def fit_positions(visual: nn.Module, theirs: torch.Tensor) -> torch.Tensor:

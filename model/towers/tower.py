@@ -46,9 +46,9 @@ class Backbone(Tower):
         elif config.freeze is not None:
             depths, blocks = self.depths()
             if config.freeze > blocks:
-                raise ModelError(
-                    f"{where}.freeze: {config.freeze}, but the tower has {blocks} blocks; all is a value, too"
-                )
+                has = f"{blocks} block{'s' if blocks > 1 else ''}; all is a value, too"
+                none = "no separate blocks (ALBERT's share their weights); give 0 for its embeddings, or all"
+                raise ModelError(f"{where}.freeze: {config.freeze}, but the tower has {has if blocks else none}")
             for name, parameter in self.named_parameters():
                 if depths[name] <= config.freeze:
                     parameter.requires_grad_(False)

@@ -98,7 +98,7 @@ def transformer_tower(config: TransformerConfig, load: bool = True) -> tuple[Tra
     if load and config.weights is None:
         model, notes = pretrained_model(config.name)
     else:
-        model, notes = new_model(settings), []
+        model, notes = new_model(config.name, settings), []
     if load and config.weights not in {None, "random"}:
         notes = _load(model, Path(str(config.weights)).expanduser())
     tower = TransformerTower(model, config.pooling, config.max_length)
@@ -112,20 +112,30 @@ def _load(model: "PreTrainedModel", path: Path) -> list[str]:
     missing = load_matching(model, weights, "")
     if missing is None:
         raise ModelError(f"{weights.source}: weights of another model: no name in it is known here")
-    return [line for line in missing if not line.startswith("pooler.")] + weights.unused()
+    return [line for line in missing if not line.startswith("pooler.")] + [weights.report()]
 
 
 @torch.no_grad()
 def _try(tower: TransformerTower, config: TransformerConfig) -> None:
-    """See whether it runs and has positions enough; how they are counted differs between the families."""
+    """See whether it runs and has positions enough; how they are counted differs between the families.
+
+    Without values nothing is run: some families ask for them.
+    """
+    length, positions = config.max_length, getattr(tower.model.config, "max_position_embeddings", None)
+    too_many = f"{WHERE}.max_length: {length} tokens are too many for {config.name}"
+    if positions is not None and 0 < positions < length:
+        raise ModelError(f"{too_many}; it has {positions} positions")
+    if any(parameter.is_meta for parameter in tower.parameters()):
+        return
     training = tower.training
+    text = torch.full((1, length), tower.pad + 1 if tower.pad == 0 else tower.pad - 1)
     try:
-        tower.eval()(torch.full((1, config.max_length), tower.pad + 1 if tower.pad == 0 else tower.pad - 1))
-    except (IndexError, RuntimeError) as error:
-        raise ModelError(
-            f"{WHERE}.max_length: {config.max_length} tokens are too many for {config.name} ({error})"
-        ) from None
-    except (AttributeError, TypeError, ValueError):
+        tower.eval()(text[:, :3])
+        try:
+            tower(text)
+        except (IndexError, RuntimeError):
+            raise ModelError(f"{too_many}; give fewer") from None
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         raise ModelError(no_text_encoder(config.name, tower.model.config)) from None
     finally:
         tower.train(training)

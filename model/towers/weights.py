@@ -1,8 +1,13 @@
 """Weights from a file or a folder, matched with a tower's by name. Nothing that is read is executed."""
 
 import json
+import re
+import struct
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from errno import EINVAL
+from itertools import accumulate
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,7 +27,26 @@ _IN_FOLDER = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
-_UNREADABLE = (EOFError, KeyError, OSError, RuntimeError, SafetensorError, UnpicklingError, ValueError)
+UNREADABLE = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    UnpicklingError,
+    ValueError,
+    struct.error,
+)
+"""What is raised on a file of something else: torch takes its bytes for instructions to a stack machine, and these
+fail in all the ways in which Python's own do."""
+_NO_WEIGHTS = "is no weights file: give a .safetensors or a state_dict saved by torch.save"
+_HOLDS_A_MODEL = re.compile(r"GLOBAL [\w.]+ was not an allowed|TorchScript")
+_CUT_OFF = re.compile("finding central directory|not fully covered")
 
 
 @dataclass
@@ -35,11 +59,35 @@ class Weights:
     used: set[str] = field(default_factory=set)
 
     def take(self, name: str) -> torch.Tensor:
+        """Raises `ModelError` for one with NaN or infinity in it."""
+        require_finite(self.source, name, self.tensors[name])
         self.used.add(name)
         return self.tensors[name]
 
-    def unused(self) -> list[str]:
-        return [f"{name}: in {self.source}, not used" for name in sorted(self.tensors.keys() - self.used)]
+    def report(self) -> str:
+        """How many have been taken, and what has not, in one line."""
+        left = grouped(self.tensors.keys() - self.used, self.used)
+        taken = f"{self.source}: {len(self.used):,} of its {len(self.tensors):,} weights taken"
+        return f"{taken}; not used: {', '.join(left)}" if left else taken
+
+
+def grouped(names: Iterable[str], apart: Iterable[str]) -> list[str]:
+    """`names` by the shortest beginnings, in whole parts, that none of `apart` has: `heads.* (40)`."""
+    taken, groups = {start for name in apart for start in _beginnings(name)}, dict[str, list[str]]()
+    for name in sorted(names):
+        start = next((start for start in _beginnings(name) if start not in taken), name)
+        groups.setdefault(start, []).append(name)
+    return [inside[0] if len(inside) == 1 else f"{start}.* ({len(inside):,})" for start, inside in groups.items()]
+
+
+def _beginnings(name: str) -> Iterable[str]:
+    return accumulate(name.split("."), "{}.{}".format)
+
+
+def require_finite(source: str, name: str, tensor: torch.Tensor) -> None:
+    """Raises `ModelError` where a weight is not finite as float32, in which it is kept."""
+    if not tensor.float().isfinite().all():
+        raise ModelError(f"{source}: {name} has values that are not finite; give weights without NaN and infinity")
 
 
 def read_weights(path: Path, where: str) -> Weights:
@@ -53,23 +101,44 @@ def read_weights(path: Path, where: str) -> Weights:
     for file in _files(path, source):
         try:
             content: Any = load_file(file) if file.suffix == ".safetensors" else _unpickle(file)
-        except _UNREADABLE as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ModelError(f"{source}: cannot be read as weights ({reason})") from None
+        except UNREADABLE as error:
+            inside = "" if file == path else f" {file.name}"
+            raise ModelError(f"{source}:{inside} {what_is_wrong(error)}") from None
         if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
             content = content["state_dict"]  # a training checkpoint of open_clip
         if isinstance(content, dict):
-            tensors |= {name: one for name, one in content.items() if isinstance(one, torch.Tensor)}
+            tensors |= {
+                name: one
+                for name, one in content.items()
+                if isinstance(name, str) and isinstance(one, torch.Tensor)
+            }
     if not tensors:
-        raise ModelError(f"{source}: holds no named weights")
+        raise ModelError(f"{source}: holds no named weights; save the model's state_dict() with torch.save")
     return Weights(source, tensors)
 
 
 def _unpickle(file: Path) -> Any:
-    return torch.load(file, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings(action="ignore"):  # they advise to run what is in the file
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def what_is_wrong(error: Exception) -> str:
+    """What the reader's error means to whoever named the file; its own words advise to run the file.
+
+    Of a file that is too short, torch reads before the beginning, which is an invalid argument (EINVAL).
+    """
+    if isinstance(error, OSError) and error.strerror and error.errno != EINVAL:
+        return f"cannot be read ({error.strerror})"
+    if _CUT_OFF.search(str(error)):
+        return "is cut off; copy it again"
+    if _HOLDS_A_MODEL.search(str(error)):
+        return "holds more than tensors, such as a whole model; save its state_dict() with torch.save"
+    return _NO_WEIGHTS
 
 
 def _files(path: Path, source: str) -> list[Path]:
+    if not path.exists():
+        raise ModelError(f"{source}: no such file or folder")
     if not path.is_dir():
         return [path]
     for name in _IN_FOLDER:
@@ -92,7 +161,7 @@ def load_matching(module: nn.Module, weights: Weights, label: str) -> list[str] 
     They are found by its input embedding: the first convolution or embedding. Of several sets, the one with
     the most of its names is taken, then the one with the shortest prefix. Returns a line for each weight of
     the module that was not there, named with `label` before it, or None where none was. Raises `ModelError`
-    when one has another shape.
+    when one has another shape or is not finite.
     """
     own = module.state_dict()
     prefix = find_prefix(module, weights.tensors)

@@ -149,6 +149,13 @@ def test_more_blocks_than_there_are_is_a_users_error(kind: str, hub: dict[str, P
         build(kind, hub, freeze=BLOCKS[kind] + 1)
 
 
+def test_a_single_block_is_told_in_the_singular() -> None:
+    image, _, _ = clip_towers("tests-freezing-vit")
+    image.depths = lambda: ({}, 1)  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match=r"freeze: 2, but the tower has 1 block; all is a value, too"):
+        image.configure(ImageConfig(freeze=2), "model.image")
+
+
 def test_what_is_trained_of_a_partly_frozen_tower_has_its_full_gradient(kind: str, hub: dict[str, Path]) -> None:
     x = inputs(kind, hub)
     free, part = build(kind, hub).eval(), build(kind, hub, freeze=1).eval()

@@ -15,7 +15,7 @@ from model.encoders import DualEncoder
 from model.errors import ModelError
 from model.towers.open_clip import clip_towers
 from model.towers.transformer import transformer_tower
-from model.towers.weights import find_prefix, load_matching, read_weights
+from model.towers.weights import find_prefix, grouped, load_matching, read_weights
 from tests.model.hub import FAMILIES, save_bert, save_roberta
 
 T = 10
@@ -54,9 +54,12 @@ def test_clip_towers_start_from_a_checkpoint_of_ours(tmp_path: Path) -> None:
     assert same(image.state_dict(), of_tower(state, "image_tower.")), "with the normalisation of its pixels"
     assert same(text.state_dict(), of_tower(state, "text_tower."))
     assert image.mean.flatten().tolist() == [7.0] * 3
-    heads = {f"encoders.{name}" for name in state if "_head." in name}
-    assert {line.split(":")[0] for line in notes} == heads
-    assert all(line.endswith("not used") for line in notes)
+    image_head, text_head = (sum(name.startswith(f"{side}_head.") for name in state) for side in ("image", "text"))
+    assert notes == [
+        f"model.pretrained '{tmp_path / 'step-00000001'}': {len(state) - image_head - text_head} of its "
+        f"{len(state)} weights taken; not used: encoders.image_head.* ({image_head}), "
+        f"encoders.text_head.* ({text_head})"
+    ]
 
 
 def test_towers_of_two_backbones_start_from_a_checkpoint_of_ours(tmp_path: Path) -> None:
@@ -78,7 +81,9 @@ def test_towers_of_two_backbones_start_from_a_checkpoint_of_ours(tmp_path: Path)
     new = DualEncoder(plain.model_copy(update={"pretrained": str(path)}))
     assert same(new.text_tower.state_dict(), of_tower(encoders.state_dict(), "text_tower.clip."))
     assert same(new.image_tower.state_dict(), of_tower(encoders.state_dict(), "image_tower.clip."))
-    assert any("text_tower.transformer.model" in line for line in new.notes)
+    (line,) = new.notes
+    assert "not used: " in line
+    assert "encoders.text_tower.transformer.* (" in line
 
 
 def test_a_run_is_answered_with_where_its_checkpoints_are(tmp_path: Path) -> None:
@@ -96,7 +101,8 @@ def test_momentum_copies_beside_the_encoders_are_not_taken_for_them(tmp_path: Pa
     assert same(
         image.state_dict() | text.state_dict(), of_tower(state, "image_tower.") | of_tower(state, "text_tower.")
     )
-    assert any(line.startswith("momentum_encoders.text_tower.text.") for line in notes)
+    (line,) = notes
+    assert line.endswith(f", momentum_encoders.* ({len(state)})")
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "a.b.c."])
@@ -109,7 +115,8 @@ def test_names_match_whatever_stands_before_them(tmp_path: Path, prefix: str, ol
     image, text, notes = clip_towers("itm-tiny", str(tmp_path / "weights.pt"))
     assert same(of_tower(image.state_dict(), "visual."), of_tower(theirs, "visual."))
     assert same(of_tower(text.state_dict(), "text."), of_tower(theirs, "text."))
-    assert [line.split(":")[0] for line in notes] == [f"{prefix}logit_scale"]
+    (line,) = notes
+    assert line.endswith(f"{len(theirs) - 1} of its {len(theirs)} weights taken; not used: {prefix}logit_scale")
 
 
 def test_what_is_not_there_is_listed_and_left_random(tmp_path: Path) -> None:
@@ -125,7 +132,11 @@ def test_what_is_not_there_is_listed_and_left_random(tmp_path: Path) -> None:
     # both towers are as wide, so that the image's blocks would fit the text's
     assert same(text.state_dict(), fresh[1].state_dict())
     source = f"model.pretrained '{tmp_path / 'image.safetensors'}'"
-    assert notes == [f"visual.proj: not in {source}, left random", f"text.*: not in {source}, left random"]
+    assert notes == [
+        f"visual.proj: not in {source}, left random",
+        f"text.*: not in {source}, left random",
+        f"{source}: {len(only)} of its {len(only)} weights taken",
+    ]
 
 
 def test_a_file_of_something_else_is_a_users_error(tmp_path: Path) -> None:
@@ -200,7 +211,9 @@ def test_a_transformer_starts_from_a_folder_of_another(tmp_path: Path, family: s
     tower, notes = transformer_tower(TransformerConfig(name=str(first), weights=str(second), max_length=T))
     direct, _ = transformer_tower(TransformerConfig(name=str(second), max_length=T))
     assert same(tower.state_dict(), direct.state_dict())
-    assert all("pooler" in line for line in notes)
+    (line,) = notes
+    count = len(read_weights(second, "").tensors)
+    assert line == f"model.text.transformer.weights '{second}': {count} of its {count} weights taken"
 
 
 def test_weights_of_another_transformer_are_refused(tmp_path: Path) -> None:
@@ -219,13 +232,16 @@ def test_a_folder_of_several_files_is_read_whole(tmp_path: Path) -> None:
         save_file({name: whole[name] for name in names if places[name] == file}, parts / file)
     (parts / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     assert same(read_weights(parts, "setting").tensors, whole)
+    (parts / "model-1.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"parts': model-1\.safetensors is no weights file"):
+        read_weights(parts, "setting")
     (parts / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(ModelError, match=r"index\.json is damaged"):
         read_weights(parts, "setting")
 
 
 def test_what_cannot_be_read_is_a_users_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"setting .*none\.pt': cannot be read as weights"):
+    with pytest.raises(ModelError, match=r"setting .*none\.pt': no such file or folder"):
         read_weights(tmp_path / "none.pt", "setting")
     with pytest.raises(ModelError, match=r"holds none of weights\.safetensors, model\.safetensors"):
         read_weights(tmp_path, "setting")
@@ -245,9 +261,92 @@ class Trap:
 def test_a_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"visual.conv1.weight": Trap()}, f"weights{suffix}")
-    with pytest.raises(ModelError, match="cannot be read as weights"):
+    with pytest.raises(ModelError, match="holds more than tensors, such as a whole model; save its state_dict"):
         clip_towers("itm-tiny", f"weights{suffix}")
     assert not Path("sprung").exists()
+
+
+_OTHERS = {
+    "a.yaml": b"data: {train: here}\n",
+    "a.txt": b"hello\n",
+    "a.py": b"import os\n\nprint(os)\n",
+    "a.jpg": b"\xff\xd8\xff\xe0\x00\x10JFIF",
+    "a.npz": b"abc",
+    "stack.pt": b"\x85",
+    "struct.pt": b"J\x00",
+    "short zip.pt": b"PK\x03\x04" + 5000 * b"\x00",
+    "empty.pt": b"",
+    "empty.safetensors": b"",
+    "a.safetensors": b"abcdefghijklmnopqrstuvwxyz",
+}
+
+
+@pytest.mark.parametrize("name", _OTHERS)
+def test_a_file_of_something_else_is_told_without_a_readers_own_words(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(_OTHERS[name])
+    with pytest.raises(ModelError) as raised:
+        clip_towers("itm-tiny", str(path))
+    mend = "give a .safetensors or a state_dict saved by torch.save"
+    assert str(raised.value) == f"model.pretrained {str(path)!r}: is no weights file: {mend}"
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+def test_a_file_that_was_cut_off_is_told_as_such(tmp_path: Path, name: str) -> None:
+    state = {"a": torch.zeros(99_999), "b": torch.zeros(99_999)}
+    path = tmp_path / name
+    if path.suffix == ".pt":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ModelError, match=f"{name}': is cut off; copy it again"):
+        read_weights(path, "setting")
+
+
+@pytest.mark.parametrize("scripted", [False, True])
+def test_of_a_whole_model_its_state_dict_is_asked_for(tmp_path: Path, scripted: bool) -> None:
+    module, path = nn.Linear(2, 2), tmp_path / "model.pt"
+    if scripted:
+        torch.jit.save(torch.jit.script(module), path)
+    else:
+        torch.save(module, path)
+    with pytest.raises(ModelError, match=r"such as a whole model; save its state_dict\(\) with torch\.save$"):
+        read_weights(path, "setting")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_refused_by_name(tmp_path: Path, value: float) -> None:
+    state = open_clip.create_model("itm-tiny", force_custom_text=True).state_dict()
+    state["logit_scale"].fill_(value)  # not taken, so it does not matter
+    torch.save(state, tmp_path / "weights.pt")
+    clip_towers("itm-tiny", str(tmp_path / "weights.pt"))
+    state["text.text_projection"][3, 4] = value
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(ModelError, match=r"weights\.pt': text\.text_projection has values that are not finite"):
+        clip_towers("itm-tiny", str(tmp_path / "weights.pt"))
+
+
+@pytest.mark.parametrize("setting", ["name", "weights"])
+def test_what_is_not_finite_of_a_transformer_is_refused_by_name(tmp_path: Path, setting: str) -> None:
+    good, bad = save_bert(tmp_path / "good"), save_bert(tmp_path / "bad")
+    state, name = load_file(bad / "model.safetensors"), "encoder.layer.1.output.dense.bias"
+    state[name][2] = float("nan")
+    save_file(state, bad / "model.safetensors", {"format": "pt"})
+    given = {"name": str(good)} | {setting: str(bad)}
+    with pytest.raises(ModelError, match=rf"transformer\.{setting} .*bad': {name} has values that are not finite"):
+        transformer_tower(TransformerConfig(max_length=T, **given))
+
+
+def test_what_was_not_used_is_grouped_by_what_nothing_used_is_under() -> None:
+    names = ["queue.a", "momentum.x.a", "momentum.y", "encoders.head.a", "encoders.head.b", "encoders.tower.z", "n"]
+    assert grouped(names, ["encoders.tower.a", "encoders.tower.b"]) == [
+        "encoders.head.* (2)",
+        "encoders.tower.z",
+        "momentum.* (2)",
+        "n",
+        "queue.a",
+    ]
 
 
 def test_of_several_sets_the_fullest_then_the_one_with_the_shortest_prefix() -> None:
@@ -265,5 +364,5 @@ def test_what_was_taken_is_no_longer_unused(tmp_path: Path) -> None:
     missing = load_matching(module, weights, "tower.")
     assert missing is not None
     assert [line.split(":")[0] for line in missing] == ["tower.1.weight", "tower.1.bias"]
-    assert [line.split(":")[0] for line in weights.unused()] == ["y"]
+    assert weights.report() == f"{weights.source}: 1 of its 2 weights taken; not used: y"
     assert torch.equal(module[0].weight, torch.ones(2, 3))
