@@ -1,5 +1,7 @@
 """One step of a recipe run without storage: what it holds, computes and exchanges."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.encodings import map_tensors
+from model.errors import ModelError
 from model.frameworks import Framework
 from model.towers.open_clip import tower_widths
 from trainer.config import Recipe
@@ -103,7 +106,11 @@ def measure_step(recipe: Recipe, processes: int, steps_per_epoch: int, total_ste
     """
     share = recipe.data.global_batch_size // processes
     size = min(recipe.engine.micro_batch_size or share, share)
-    with as_first_of(processes), empty_framework(recipe, steps_per_epoch, total_steps) as framework:
+    with (
+        _without_storage(),
+        as_first_of(processes),
+        empty_framework(recipe, steps_per_epoch, total_steps) as framework,
+    ):
         inputs = inputs_of(recipe, framework.encoders.num_concepts)
         engine, exchanges, live = _Engine(framework), Exchanges(), LiveBytes(framework)
         with _FusedAttention(), live, exchanges, engine.counter:
@@ -162,6 +169,20 @@ class _Engine:
     def flops(self) -> float:
         """Of all parts as often as they were asked for."""
         return float(sum(self._times[part] * flops for part, flops in self._flops.items()))
+
+
+@contextmanager
+def _without_storage() -> Iterator[None]:
+    """What torch says of a tensor that has no values, as one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "meta tensors" not in str(error):
+            raise
+        raise ModelError(
+            "the towers look at values of their tensors, so that they cannot be run without any: nothing can be "
+            "forecast of this model; measure some steps of it"
+        ) from None
 
 
 class _FusedAttention(TorchFunctionMode):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from model.errors import ModelError
 from model.frameworks import Framework
 from tests.trainer.forecast.recipes import STEPS, drawn, whole_recipe
 from trainer.config import Recipe
@@ -36,6 +37,15 @@ def plain_engine(framework: Framework) -> Any:
 
 def measured(recipe: Recipe, processes: int = 1) -> Measured:
     return measure_step(recipe, processes, STEPS, STEPS)
+
+
+def test_towers_that_look_at_values_cannot_be_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(_engine: Any, framework: Framework, *_others: Any) -> None:
+        next(framework.parameters()).sum().item()
+
+    monkeypatch.setattr("trainer.forecast.step.cached_gradients", look)
+    with pytest.raises(ModelError, match="nothing can be forecast of this model"):
+        measured(whole_recipe())
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
