@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -99,6 +100,21 @@ class Measured:
     """By ZeRO stage."""
 
 
+@contextmanager
+def _without_values() -> Iterator[None]:
+    """What torch says of a tensor without storage whose value is asked for, as one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, DataDependentOutputException) and "meta tensors" not in str(error):
+            raise
+        raise ModelError(
+            "the towers look at values of their tensors, so that they cannot be run without any: nothing can be "
+            "forecast of this model; measure some steps of it"
+        ) from None
+
+
+@_without_values()
 def measure_step(recipe: Recipe, processes: int, steps_per_epoch: int, total_steps: int) -> Measured:
     """One of the last steps of a run, when every term has joined, as rank 0 of so many processes.
 
@@ -106,11 +122,7 @@ def measure_step(recipe: Recipe, processes: int, steps_per_epoch: int, total_ste
     """
     share = recipe.data.global_batch_size // processes
     size = min(recipe.engine.micro_batch_size or share, share)
-    with (
-        _without_storage(),
-        as_first_of(processes),
-        empty_framework(recipe, steps_per_epoch, total_steps) as framework,
-    ):
+    with as_first_of(processes), empty_framework(recipe, steps_per_epoch, total_steps) as framework:
         inputs = inputs_of(recipe, framework.encoders.num_concepts)
         engine, exchanges, live = _Engine(framework), Exchanges(), LiveBytes(framework)
         with _FusedAttention(), live, exchanges, engine.counter:
@@ -169,20 +181,6 @@ class _Engine:
     def flops(self) -> float:
         """Of all parts as often as they were asked for."""
         return float(sum(self._times[part] * flops for part, flops in self._flops.items()))
-
-
-@contextmanager
-def _without_storage() -> Iterator[None]:
-    """What torch says of a tensor that has no values, as one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "meta tensors" not in str(error):
-            raise
-        raise ModelError(
-            "the towers look at values of their tensors, so that they cannot be run without any: nothing can be "
-            "forecast of this model; measure some steps of it"
-        ) from None
 
 
 class _FusedAttention(TorchFunctionMode):
